@@ -1,0 +1,249 @@
+"""The settings: their schema, config.yaml and what is laid over it, and the front door of every command."""
+
+from __future__ import annotations
+
+import sys
+
+if not (3, 9) <= sys.version_info[:2] <= (3, 11):
+    print(
+        f"error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), this is {sys.version.split()[0]}",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+import argparse
+import difflib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Callable, Literal
+
+# TensorFlow reads the level when it is imported, and every command imports this file first. At 2 it still reports
+# three missing CUDA plug-ins on every machine without a GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow Addons announces its end of life at every import; requirements.txt already pins for it.
+warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+DEFAULTS = Path(__file__).with_name("config.yaml")
+
+
+class InputError(ValueError):
+    """What the user gave is wrong: one line that names it, what is allowed and what came; exit status 2."""
+
+
+class Section(BaseModel):
+    """A section of the settings: unknown keys and wrong types are refused, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _off_is_zero(value: Any) -> Any:
+    return 0.0 if value is False or value == "off" else value
+
+
+Amount = Annotated[float, BeforeValidator(_off_is_zero)]
+Switch = Annotated[bool, BeforeValidator(lambda value: False if value == "off" else value)]
+
+
+class Data(Section):
+    root: str = Field(min_length=1, description="folder that holds BreaKHis_v1, single or doubled")
+    folds: str = Field(min_length=1, description="table of the images and their official folds")
+    protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
+        description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
+    )
+    fold: int = Field(ge=1, le=5, description="official fold that protocol fold tests on, 1 to 5")
+    magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
+    test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
+    valid_fraction: float = Field(gt=0, lt=1, description="share of the rest that validates, above 0 and below 1")
+    upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
+    image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
+    seed: int = Field(
+        ge=0, lt=2**32, description="of the split, the head, the shuffling and the augmentation, 0 or more"
+    )
+
+
+class Augment(Section):
+    rotation: Amount = Field(ge=0, le=180, description="degrees to either side, 0 to 180")
+    shift: Amount = Field(ge=0, le=0.5, description="share of the side, either way along both axes, 0 to 0.5")
+    shear: Amount = Field(ge=0, le=45, description="degrees to either side, 0 to 45")
+    zoom: Amount = Field(ge=0, le=0.9, description="share of the size, in or out, 0 to 0.9")
+    flip: Switch = Field(description="mirror half of the images left to right")
+
+    @property
+    def active(self) -> bool:
+        """Whether any line is on."""
+        return any(self.model_dump().values())
+
+
+class Model(Section):
+    weights: str = Field(min_length=1, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    standardize: bool = Field(
+        description="scale the pooled features by their training mean and deviation before the head"
+    )
+
+
+class Train(Section):
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the folder under runs/; auto takes protocol, seed and time",
+    )
+    epochs: int = Field(ge=1, description="passes over the training rows, 1 or more")
+    batch_size: int = Field(ge=1, description="images a step, 1 or more")
+    momentum: float = Field(ge=0, lt=1, description="of the gradient descent, 0 to below 1")
+    initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
+    maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
+    step_size_epochs: int = Field(ge=1, description="epochs from foot to peak, 1 or more")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
+    )
+
+    @model_validator(mode="after")
+    def _foot_below_peak(self) -> Train:
+        if self.initial_lr > self.maximal_lr:
+            raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, came {self.initial_lr:g}")
+        return self
+
+
+class Settings(Section):
+    """Every setting of a run; config.yaml holds the defaults."""
+
+    data: Data
+    augment: Augment
+    model: Model
+    train: Train
+
+    def to_yaml(self) -> str:
+        """The settings as the text of a config file that loads to the same settings."""
+        text = io.StringIO()
+        YAML().dump(self.model_dump(), text)
+        return text.getvalue()
+
+
+def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Reads config.yaml, lays the file `path` over it and the overrides over both.
+
+    Args:
+        path: YAML file that holds what differs from config.yaml; None for config.yaml alone.
+        overrides: texts `section.key=value`; the value is read as YAML.
+
+    Returns:
+        The checked settings.
+
+    Raises:
+        InputError: a file that is missing or no YAML; an unknown key; a value of the wrong type or out of range.
+    """
+    values = _read_yaml(DEFAULTS)
+    layers = [_read_yaml(Path(path))] if path else []
+    for layer in layers + [_parse_override(text) for text in overrides]:
+        _lay_over(values, layer)
+    return check_settings(values)
+
+
+def check_settings(values: dict) -> Settings:
+    """The settings out of nested dictionaries; raises InputError in one line for what the schema refuses."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Reads YAML 1.2 of plain values (1e-4 is a number); raises InputError, naming `source`, for anything else."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise InputError(f"{source}{where}: no plain YAML: {reason}") from None
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as settings: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: settings must be UTF-8 text") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise InputError(f"{path}: settings are sections of keys, as in {DEFAULTS.name}, came {str(values)[:60]!r}")
+    return values
+
+
+def _parse_override(text: str) -> dict:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot and section and key):
+        raise InputError(f"an override reads section.key=value, for instance train.epochs=5, came {text!r}")
+    field = _fields().get(section, {}).get(key)
+    # A name such as 2026 is a text where a text is wanted, and the shell has no quotes to say so.
+    return {section: {key: value if field and field.annotation is str else parse_yaml(value, name)}}
+
+
+def _lay_over(values: dict, layer: dict) -> None:
+    for section, keys in layer.items():
+        values.setdefault(section, {}).update(keys)
+
+
+def _explain(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
+        return f"{name}: no such setting; the nearest is {near[0]}"
+    if item["type"] == "missing":
+        return f"{name}: missing; config.yaml must hold every setting"
+    message = item["msg"].removeprefix("Value error, ")
+    came = "" if "came" in message else f", came {str(item['input'])[:60]!r}"
+    return f"{name}: {message[0].lower()}{message[1:]}{came}"
+
+
+def setting_names() -> list[str]:
+    """All names `section.key`, in the order of the schema."""
+    return [f"{section}.{key}" for section, keys in _fields().items() for key in keys]
+
+
+def _fields() -> dict:
+    return {section: field.annotation.model_fields for section, field in Settings.model_fields.items()}
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that takes settings too and says what is wrong in one line.
+
+    Args:
+        description: what the command does; shown by --help above the list of all settings.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add_settings(self) -> None:
+        """Adds `--config FILE` and `section.key=value ...`, and lists the settings under --help."""
+        self.add_argument("--config", metavar="FILE", help="YAML file that holds what differs from config.yaml")
+        self.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over those of the files")
+        self.epilog = "settings:\n" + "\n".join(
+            f"  {section}.{key + '=':<18} {field.description}"
+            for section, keys in _fields().items()
+            for key, field in keys.items()
+        )
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parses the arguments, settings and options in any order."""
+        return self.parse_intermixed_args(arguments)
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; --help tells more")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command's `main` with the shell's arguments; wrong input ends in one line and exit status 2."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,183 @@
+"""The table of BreakHis, one row an image and official fold; as a script it prints and draws the table and its split.
+
+python data.py                       prints the counts, draws overview/distribution.png and overview/samples.png
+python data.py --split split.csv     writes the split as CSV and opens no image
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import config
+from config import InputError
+
+import pandas as pd
+
+import audit
+import files
+import plots
+import splits
+
+COLUMNS = ["fold", "mag", "grp", "filename"]
+LABELS = ["benign", "malignant"]
+# The code in a file's name -> its class and its folder.
+SUBTYPES = {
+    "A": ("benign", "adenosis"),
+    "F": ("benign", "fibroadenoma"),
+    "PT": ("benign", "phyllodes_tumor"),
+    "TA": ("benign", "tubular_adenoma"),
+    "DC": ("malignant", "ductal_carcinoma"),
+    "LC": ("malignant", "lobular_carcinoma"),
+    "MC": ("malignant", "mucinous_carcinoma"),
+    "PC": ("malignant", "papillary_carcinoma"),
+}
+NAME = (
+    r"^SOB_(?P<letter>[BM])_(?P<code>A|F|PT|TA|DC|LC|MC|PC)"
+    r"-(?P<slide>(?P<patient>1[45]-[0-9]+)[A-Z]*)-(?P<mag>40|100|200|400)-[0-9]+\.png$"
+)
+# Kaggle's copy spells a path from BreaKHis_v1/ on, others from the class' folder on.
+PATH = r"^(?:(?:BreaKHis_v1/){0,2}histology_slides/breast/)?(?P<path>(?:benign|malignant)(?:/[^/]+){5})$"
+OUTSIDE = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
+
+
+def read_folds(path: str | Path) -> pd.DataFrame:
+    """Reads Folds.csv and checks every row.
+
+    Args:
+        path: CSV with the columns fold, mag, grp, filename; the file names in either of their two shapes.
+
+    Returns:
+        One row an image and official fold, ordered by filename and fold whatever the order in the file. Columns:
+        fold (1 to 5), mag (40, 100, 200, 400), grp (train, test), path (from the class' folder on), label (benign,
+        malignant), label_int (0, 1), filename, subtype (its folder), slide (`14-22549AB`), patient (`14-22549`).
+
+    Raises:
+        InputError: the file is missing, is no CSV or lacks a column, or a row is wrong or contradicts itself.
+    """
+    rows = _read_csv(Path(path))
+
+    def check(good: pd.Series, rule: str, column: str = "filename") -> None:
+        if not good.all():
+            line = good.index[~good.astype(bool)][0]
+            raise InputError(f"{path}, line {line + 2}: {rule}, came {rows.at[line, column][:200]!r}")
+
+    check(rows.fold.isin(list("12345")), "fold must be 1 to 5", "fold")
+    check(rows.mag.isin(["40", "100", "200", "400"]), "mag must be 40, 100, 200 or 400", "mag")
+    check(rows.grp.isin(["train", "test"]), "grp must be train or test", "grp")
+    check(~rows.filename.str.contains(OUTSIDE), "a path must not be absolute or climb with ..")
+    paths = rows.filename.str.extract(PATH).path
+    check(paths.notna(), "a path reads BreaKHis_v1/histology_slides/breast/<class>/SOB/... or <class>/SOB/...")
+    names = describe(paths.str.rsplit("/", n=1).str[-1])
+    check(names.slide.notna(), "a name reads SOB_<B|M>_<subtype>-<year>-<slide>-<mag>-<seq>.png, B for A, F, PT, TA")
+    check(paths == names.path, "the path contradicts the file's name")
+    check(rows.mag == names.mag.astype(str), "mag contradicts the file's name", "mag")
+    table = names.assign(fold=rows.fold.astype(int), grp=rows.grp)
+    groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
+    check(groups == 1, "an image is both train and test in one fold")
+    order = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
+    return table[order].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"data.folds: no table {str(path)!r}; {audit.HELP}")
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"data.folds: {path} is no CSV in UTF-8: {error}") from None
+    missing = [column for column in COLUMNS if column not in rows]
+    if missing:
+        came = ", ".join(map(str, rows.columns[:8]))
+        raise InputError(f"{path}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, came {came}")
+    if rows.empty:
+        raise InputError(f"{path}: holds no rows")
+    return rows
+
+
+def describe(filenames: pd.Series) -> pd.DataFrame:
+    """What the names of BreakHis' files say.
+
+    Args:
+        filenames: such as SOB_B_A-14-22549AB-40-001.png.
+
+    Returns:
+        A row a name: filename, label, label_int, subtype, slide, patient, mag and path (from the class' folder on);
+        all but the first are missing for a name of another shape or whose class letter contradicts its subtype.
+    """
+    parts = filenames.str.extract(NAME)
+    label = parts.code.map({code: label for code, (label, _) in SUBTYPES.items()})
+    parts = parts.where(label.str[0].str.upper() == parts.letter)
+    subtype = parts.code.map({code: subtype for code, (_, subtype) in SUBTYPES.items()})
+    folder = "SOB_" + parts.letter + "_" + parts.code + "_" + parts.slide
+    return pd.DataFrame(
+        {
+            "filename": filenames,
+            "label": label,
+            "label_int": label.map(LABELS.index, na_action="ignore"),
+            "subtype": subtype,
+            "slide": parts.slide,
+            "patient": parts.patient,
+            "mag": parts.mag.astype("Int64"),
+            "path": label + "/SOB/" + subtype + "/" + folder + "/" + parts.mag + "X/" + filenames,
+        }
+    )
+
+
+def notice(root: str | Path) -> str:
+    """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where there is none."""
+    marker = Path(root) / "SYNTHETIC.txt"
+    return marker.read_text(encoding="utf-8").splitlines()[0] if marker.is_file() else ""
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The table in counts: rows, images, slides, patients by class and subtype; images by magnification and group."""
+
+    def count(keys: list[str]) -> str:
+        groups = table.groupby(keys)
+        unique = groups[["filename", "slide", "patient"]].nunique()
+        return unique.set_axis(["images", "slides", "patients"], axis=1).assign(rows=groups.size()).to_string()
+
+    images = table.drop_duplicates("filename")
+    by_mag = pd.crosstab([images.label, images.subtype], images.mag, margins=True, margins_name="all")
+    spread = [
+        f"images of each {label} {key}: {' '.join(map(str, sorted(part.groupby(key).size())))}"
+        for key in ("slide", "patient")
+        for label, part in images.groupby("label")
+    ]
+    blocks = [count(["label"]), count(["label", "subtype"]), by_mag.to_string(), "\n".join(spread)]
+    return "\n\n".join(blocks)
+
+
+def sample_images(table: pd.DataFrame, folder: Path) -> dict:
+    """The first image of each subtype and magnification, as arrays under (subtype, mag)."""
+    return {pair: audit.read_rgb(folder / rows.path.iloc[0]) for pair, rows in table.groupby(["subtype", "mag"])}
+
+
+def main(arguments: list[str]) -> None:
+    """Prints and draws the table and its split."""
+    parser = config.CommandLine(__doc__)
+    parser.add_argument("--split", metavar="FILE", help="only write the split as CSV; opens no image")
+    parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the pictures go (default overview)")
+    parser.add_settings()
+    args = parser.parse(arguments)
+    settings = config.load_settings(args.config, args.overrides)
+
+    table = read_folds(settings.data.folds)
+    table = audit.known_pixels(table, settings.data.root, audit.store_of(settings.data.folds))
+    parts = splits.split(table, settings.data)
+    if args.split:
+        files.write_text(args.split, splits.to_csv(parts))
+        print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
+        return
+
+    folder = audit.find_pictures(settings.data.root)
+    print(summary(table), splits.describe(parts), sep="\n\n")
+    note = notice(settings.data.root)
+    plots.save(plots.split(parts), Path(args.out) / "distribution.png", note)
+    sheet = plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
+    plots.save(sheet, Path(args.out) / "samples.png", note)
+    print(f"drawn: {args.out}/distribution.png, {args.out}/samples.png", *([note] if note else []), sep="\n")
+
+
+if __name__ == "__main__":
+    config.run(main)

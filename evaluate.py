@@ -1,0 +1,174 @@
+"""Evaluates runs on their held-out test sets: python evaluate.py runs/NAME [...]
+
+    python evaluate.py runs/thesis                           writes runs/thesis/evaluation/
+    python evaluate.py runs/thesis/best_model.keras          the same
+
+It needs nothing but the run: settings, split and threshold stand in the checkpoint and beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import config  # first, because it quiets TensorFlow
+from config import InputError
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn import metrics
+from tqdm import tqdm
+
+import audit
+import data
+import files
+import model
+import pictures
+import plots
+import splits
+
+RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
+THRESHOLD = 0.5
+COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
+SHOWN = 30
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluates each run that is named."""
+    parser = config.CommandLine(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or the checkpoint in one")
+    args = parser.parse(arguments)
+    checkpoints = [find_checkpoint(Path(run)) for run in args.runs]
+    for checkpoint in checkpoints:
+        evaluate(checkpoint)
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
+    checkpoint = run / "best_model.keras" if run.is_dir() else run
+    if not checkpoint.is_file():
+        raise InputError(f"no checkpoint {str(checkpoint)!r}; needed is a run's folder or the best_model.keras in one")
+    return checkpoint
+
+
+def evaluate(checkpoint: Path) -> None:
+    """Predicts the test set of a checkpoint and writes metrics, tables and figures into evaluation/ beside it."""
+    network, about = model.load(checkpoint)
+    settings = about["settings"]
+    table = read_split(checkpoint.with_name("split.csv"))
+    folder = audit.find_pictures(settings.data.root)
+    test = audit.with_pixels(table[table.set == "test"], settings.data.root, audit.store_of(settings.data.folds))
+
+    predictions = predict(network, test, folder, settings)
+    results = measure(predictions, settings.data.protocol)
+    note = " ".join(filter(None, [data.notice(settings.data.root), RESEARCH_ONLY]))
+    out = checkpoint.with_name("evaluation")
+    report = "\n\n".join([describe(results, predictions), splits.describe(table), note])
+    files.write_text(out / "metrics.json", json.dumps(results, indent=1))
+    files.write_text(out / "report.txt", report + "\n")
+    files.write_text(out / "predictions.csv", predictions[COLUMNS].to_csv(index=False))
+    wrong = predictions[predictions.prediction != predictions.label]
+    files.write_text(out / "misclassified.csv", wrong[COLUMNS].to_csv(index=False))
+    draw(predictions, wrong, folder, out, note)
+    print(report, f"\nevaluation: {out}")
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """Reads split.csv and adds what the names say (path, mag, subtype, label_int).
+
+    Raises:
+        InputError: the file is missing or no split, or a label, slide or patient contradicts the file's name.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: the split of the run is missing")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if list(table.columns) != splits.COLUMNS:
+        raise InputError(f"{path}: columns must be {', '.join(splits.COLUMNS)}, came {', '.join(table.columns[:8])}")
+    named = data.describe(table.filename).assign(set=table.set)
+    wrong = (named[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)
+    if wrong.any():
+        raise InputError(
+            f"{path}, line {wrong.idxmax() + 2}: contradicts the file's name, or no set: "
+            f"{', '.join(table.loc[wrong.idxmax()])}"
+        )
+    return named
+
+
+def predict(network: keras.Model, rows: pd.DataFrame, folder: Path, settings: config.Settings) -> pd.DataFrame:
+    """The rows with the probability of malignant and the predicted label; each batch brings its file names along."""
+    batches = pictures.eval_dataset(rows, folder, settings)
+    total = -(-len(rows) // settings.train.batch_size)
+    names, probabilities = [], []
+    for name, images, _ in tqdm(batches, "predicting", total, unit="batch", delay=5):
+        names.extend(name.numpy().astype(str))
+        probabilities.extend(network.predict_on_batch(images)[:, 0].astype(float))
+    if names != rows.filename.tolist():
+        raise AssertionError("the predictions came back for other images or in another order")
+    predictions = rows.assign(probability=probabilities)
+    malignant = predictions.probability >= THRESHOLD
+    return predictions.assign(prediction=np.where(malignant, "malignant", "benign"))
+
+
+def measure(predictions: pd.DataFrame, protocol: str) -> dict:
+    """The figures of metrics.json, all of them scikit-learn's; malignant is the positive class."""
+    true, predicted = predictions.label, predictions.prediction
+    by_class = metrics.classification_report(true, predicted, labels=data.LABELS, output_dict=True, zero_division=0)
+    return {
+        "protocol": protocol,
+        "threshold": THRESHOLD,
+        "n": len(predictions),
+        "slides": int(predictions.slide.nunique()),
+        "patients": int(predictions.patient.nunique()),
+        "accuracy": metrics.accuracy_score(true, predicted),
+        "f1": metrics.f1_score(true, predicted, labels=data.LABELS, average="macro", zero_division=0),
+        "roc_auc": metrics.roc_auc_score(true == "malignant", predictions.probability),
+        "per_class": {
+            label: {
+                "precision": by_class[label]["precision"],
+                "recall": by_class[label]["recall"],
+                "f1": by_class[label]["f1-score"],
+                "support": int(by_class[label]["support"]),
+            }
+            for label in data.LABELS
+        },
+        "confusion_matrix": metrics.confusion_matrix(true, predicted, labels=data.LABELS).tolist(),
+    }
+
+
+def describe(results: dict, predictions: pd.DataFrame) -> str:
+    """The figures as text: scikit-learn's report, the confusion matrix, and how many patients stand behind them."""
+    (tn, fp), (fn, tp) = results["confusion_matrix"]
+    report = metrics.classification_report(
+        predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
+    )
+    return "\n".join(
+        [
+            f"protocol {results['protocol']}, {results['n']} test images of {results['slides']} slides and "
+            f"{results['patients']} patients, threshold {results['threshold']}",
+            "",
+            report,
+            f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
+            f"ROC AUC: {results['roc_auc']:.4f}",
+            f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
+        ]
+    )
+
+
+def draw(predictions: pd.DataFrame, wrong: pd.DataFrame, folder: Path, out: Path, note: str) -> None:
+    """The confusion matrix, the first predictions, and the wrong ones, as PNG."""
+    plots.save(plots.confusion(predictions.label, predictions.prediction), out / "confusion_matrix.png", note)
+    for name, rows in {"predictions": predictions.head(SHOWN), "misclassified": wrong.head(SHOWN)}.items():
+        title = {
+            "predictions": f"The first {len(rows)} test images",
+            "misclassified": f"{len(rows)} of {len(wrong)} misclassified test images",
+        }[name]
+        images = [audit.read_rgb(folder / path) for path in rows.path]
+        captions = [
+            f"{row.filename[:-4]}\n{row.label} -> {row.prediction} ({row.probability:.2f})" for row in rows.itertuples()
+        ]
+        plots.save(plots.gallery(images, captions, rows.label, title), out / f"{name}.png", note)
+
+
+if __name__ == "__main__":
+    config.run(main)

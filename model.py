@@ -1,0 +1,251 @@
+"""The network: preprocessing, ResNet50, pooling, sigmoid head; its schedule, compilation, and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import config  # first, because it quiets TensorFlow
+from config import InputError
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_addons as tfa
+
+import files
+
+CAFFE_MEAN = [103.939, 116.779, 123.68]
+CPU_INFO = Path("/proc/cpuinfo")
+ABOUT = "breakhis.json"
+IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
+NO_IMAGENET = (
+    "model.weights: the ImageNet weights are not on this machine and cannot be fetched ({}); three ways out: run once "
+    "with a network; put {} into ~/.keras/models; or give model.weights=FILE.h5 or model.weights=random (no evidence)"
+)
+
+
+@keras.saving.register_keras_serializable("breakhis")
+class CaffePreprocessing(keras.layers.Layer):
+    """RGB from 0 to 255 in, BGR minus the ImageNet means out, as ResNet50's published weights expect."""
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        return images[..., ::-1] - tf.constant(CAFFE_MEAN, images.dtype)
+
+
+def use_device(precision: str) -> str:
+    """Prepares the GPUs or the CPU and sets Keras' precision.
+
+    Args:
+        precision: float32, bfloat16, float16, or auto: float16 on GPUs with tensor cores, bfloat16 on CPUs that
+            multiply it in hardware, else float32.
+
+    Returns:
+        One line that names the device and the precision.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if precision == "auto":
+        precision = _fast_precision(gpus)
+    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"
+
+
+def _fast_precision(gpus: list) -> str:
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "float16" if capability >= (7, 0) else "float32"
+    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
+def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
+    """Pixels in, probability of malignant out; the base is frozen.
+
+    Args:
+        settings: of the run.
+        load_weights: whether to give the base the weights that `model.weights` names; a checkpoint brings its own.
+
+    Returns:
+        A model of images (n, size, size, 3), RGB from 0 to 255, whose output is (n, 1), float32, from 0 to 1.
+
+    Raises:
+        InputError: the weights are missing, cannot be fetched, or are not those of ResNet50 without top.
+    """
+    # The untrained base is the same for every seed, as a trained one is; the seed is the head's.
+    keras.utils.set_random_seed(0)
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
+    if load_weights and settings.model.weights != "random":
+        _load_base(base, settings.model.weights)
+    base.trainable = False
+    keras.utils.set_random_seed(settings.data.seed)
+    size = settings.data.image_size
+    images = keras.Input((size, size, 3), name="image")
+    x = CaffePreprocessing(dtype="float32", name="preprocessing")(images)
+    # Inference mode: BatchNorm keeps its statistics, also where the base is unfrozen one day.
+    x = base(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(x)
+    if settings.model.standardize:
+        x = keras.layers.Normalization(dtype="float32", name="standardize")(x)
+    return keras.Model(images, keras.layers.Dense(1, "sigmoid", dtype="float32", name="head")(x), name="breakhis")
+
+
+def _load_base(base: keras.Model, weights: str) -> None:
+    path = _fetch_imagenet() if weights == "imagenet" else Path(weights)
+    if not path.is_file():
+        raise InputError(f"model.weights: no file {weights!r}; allowed are imagenet, random or the path of a .h5")
+    try:
+        base.load_weights(path)
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"model.weights: {path} does not hold the weights of ResNet50 without top: {error}") from None
+
+
+def _fetch_imagenet() -> Path:
+    try:
+        url = IMAGENET_URL + IMAGENET
+        return Path(keras.utils.get_file(IMAGENET, url, cache_subdir="models", file_hash=IMAGENET_MD5))
+    except Exception as error:  # get_file raises nothing narrower
+        raise InputError(NO_IMAGENET.format(IMAGENET, str(error).rpartition(": ")[2])) from None
+
+
+def pooled(model: keras.Model) -> keras.Model:
+    """The part of the model from the pixels to the pooled features (n, 2048), float32."""
+    return keras.Model(model.input, model.get_layer("pooling").output)
+
+
+def standardize(model: keras.Model, features: np.ndarray) -> None:
+    """Gives the standardising layer the mean and variance of the training features (n, 2048)."""
+    mean, variance = features.mean(axis=0), features.var(axis=0)
+    # A feature that hardly moves in training would shout at the first new image if it were scaled up by its deviation.
+    floor = 1e-3 * variance.mean() + keras.backend.epsilon()
+    layer = model.get_layer("standardize")
+    layer.set_weights([mean, np.maximum(variance, floor), 0])
+    layer.finalize_state()
+
+
+@keras.saving.register_keras_serializable("breakhis")
+def halve_each_cycle(cycle: tf.Tensor) -> tf.Tensor:
+    """The share of the first cycle's height: 1, 1/2, 1/4, ..."""
+    return 1 / 2.0 ** (cycle - 1)
+
+
+def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLearningRate:
+    """The learning rate as a function of the step: a triangle from initial_lr to maximal_lr, halved at each cycle.
+
+    Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (triangular2).
+
+    Args:
+        train: the section `train` of the settings.
+        rows: of the upsampled training set; half a cycle is step_size_epochs times rows // batch_size steps.
+    """
+    return tfa.optimizers.CyclicalLearningRate(
+        initial_learning_rate=train.initial_lr,
+        maximal_learning_rate=train.maximal_lr,
+        step_size=train.step_size_epochs * max(1, rows // train.batch_size),
+        scale_fn=halve_each_cycle,
+        scale_mode="cycle",
+    )
+
+
+def compile_model(model: keras.Model, train: config.Train, rows: int) -> None:
+    """Compiles with gradient descent under the cyclical rate, binary cross-entropy and the thesis' metrics and AUC."""
+    model.compile(
+        optimizer=keras.optimizers.SGD(cyclical_rate(train, rows), momentum=train.momentum),
+        loss="binary_crossentropy",
+        metrics=[
+            "accuracy",
+            keras.metrics.Precision(name="precision"),
+            keras.metrics.Recall(name="recall"),
+            keras.metrics.AUC(name="auc"),
+        ],
+    )
+
+
+class LogRate(keras.callbacks.Callback):
+    """Adds `learning_rate` at the end of each epoch to the logs.
+
+    Args:
+        rate: the schedule.
+        steps: of an epoch.
+    """
+
+    def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule, steps: int) -> None:
+        super().__init__()
+        self.rate, self.steps = rate, steps
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        logs["learning_rate"] = float(self.rate(self.steps * (epoch + 1)))
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Saves the model, with what it says of itself, whenever the validation loss is lower than ever.
+
+    Keras' ModelCheckpoint cannot put anything into the file, and a reader could meet half of it.
+    """
+
+    def __init__(self, path: Path, about: dict) -> None:
+        super().__init__()
+        self.path, self.about, self.best = path, about, math.inf
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        if logs["val_loss"] < self.best:
+            self.best = logs["val_loss"]
+            save(self.model, self.path, {**self.about, "epoch": epoch, "val_loss": self.best})
+
+
+def save(model: keras.Model, path: Path, about: dict) -> None:
+    """Writes the whole model, pixels in, as one .keras file that carries its settings.
+
+    Args:
+        about: what the checkpoint says of itself, plain values; `settings` must be among them.
+    """
+    with files.replacing(path) as beside:
+        model.save(beside)
+        with zipfile.ZipFile(beside, "a") as archive:
+            archive.writestr(ABOUT, json.dumps({**about, "arrays_sha256": weights_hash(model)}, indent=1))
+
+
+def load(path: Path) -> tuple[keras.Model, dict]:
+    """Reads a checkpoint: the model is built from its settings, and only arrays are taken from the file.
+
+    Nothing in the file is run or unpickled: its layers' configuration, which could name any code, is not read.
+
+    Returns:
+        The model, not compiled, and what the checkpoint says of itself, with `settings` as a `config.Settings`.
+
+    Raises:
+        InputError: the file is missing, damaged, or was not written by `save`.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            about = json.loads(archive.read(ABOUT))
+        about["settings"] = config.check_settings(about["settings"])
+        use_device(about["settings"].train.precision)
+        model = build(about["settings"], load_weights=False)
+        model.load_weights(path)
+        if weights_hash(model) != about["arrays_sha256"]:
+            raise ValueError("its arrays are not those that were saved")
+    except zipfile.BadZipFile:
+        raise InputError(f"{path}: damaged, or no .keras file") from None
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged, or no checkpoint of this project: {error}") from None
+    return model, about
+
+
+def weights_hash(model: keras.Model) -> str:
+    """SHA-256 of a model's weights, in hex: equal for equal weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(array.tobytes())
+    return digest.hexdigest()

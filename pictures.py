@@ -1,0 +1,126 @@
+"""Pictures in: files -> decoded and resized -> batches; the training batches warped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import config  # first, because it quiets TensorFlow
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+
+def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
+    """All epochs of training batches, one behind the other, each epoch in another order and otherwise warped.
+
+    The order and the warp depend on the seed, the epoch and the step alone, so the same settings give the same
+    batches whatever the number of cores.
+
+    Args:
+        rows: training rows with path and label_int.
+        folder: the one that `audit.find_pictures` gives.
+        settings: of the run.
+
+    Returns:
+        Batches of images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32; the last batch of
+        an epoch may be smaller.
+    """
+    paths, labels = _paths(rows, folder), _labels(rows)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(rows)), seed=_seed(settings, number, 0))
+        pictures = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
+        pictures = pictures.map(lambda path, label: (read(path, settings.data.image_size), label), tf.data.AUTOTUNE)
+        batches = pictures.batch(settings.train.batch_size).enumerate(start=1)
+        return batches.map(
+            lambda step, batch: (warp(batch[0], settings.augment, _seed(settings, number, step)), batch[1]),
+            tf.data.AUTOTUNE,
+        )
+
+    return tf.data.Dataset.range(settings.train.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
+    """Every row once, in its order, unchanged, with its file name.
+
+    Args:
+        rows: rows with path, filename and label_int.
+        folder: the one that `audit.find_pictures` gives.
+        settings: of the run.
+
+    Returns:
+        Batches of file names (n,), images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32.
+    """
+    pictures = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
+    pictures = pictures.map(
+        lambda name, path, label: (name, read(path, settings.data.image_size), label), tf.data.AUTOTUNE
+    )
+    return pictures.batch(settings.train.batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The images and labels of `eval_dataset`, as Keras' `fit` wants them to validate with."""
+    return batches.map(lambda name, image, label: (image, label))
+
+
+def read(path: tf.Tensor, size: int) -> tf.Tensor:
+    """One picture as (size, size, 3), float32 RGB in whole numbers from 0 to 255, shrunk without aliasing."""
+    image = tf.io.decode_png(tf.io.read_file(path), channels=3)
+    image = tf.image.resize(image, (size, size), antialias=True)
+    # Whole numbers, so that a picture kept in 8 bits is the same picture.
+    return tf.ensure_shape(tf.clip_by_value(tf.round(image), 0, 255), (size, size, 3))
+
+
+def warp(images: tf.Tensor, augment: config.Augment, seed: tf.Tensor) -> tf.Tensor:
+    """Rotates, shears, zooms, shifts and mirrors each image at random, as one affine map and one interpolation.
+
+    Args:
+        images: (n, size, size, 3), float32.
+        augment: the largest amounts; what is 0 or off does not happen.
+        seed: two integers; the same seed warps alike.
+
+    Returns:
+        Images of the same shape; what comes in from beyond the border is its mirror image.
+    """
+    if not augment.active:
+        return images
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=_transforms(tf.shape(images)[0], images.shape[1], augment, seed),
+        output_shape=tf.shape(images)[1:3],
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+        fill_value=0.0,
+    )
+
+
+def _transforms(count: tf.Tensor, size: int, augment: config.Augment, seed: tf.Tensor) -> tf.Tensor:
+    """(count, 8): for each image the map from the place in the warped image to the place that it shows."""
+    draws = tf.random.stateless_uniform((6, count), seed, -1.0, 1.0)
+    turn = draws[0] * np.deg2rad(augment.rotation)
+    slant = tf.tan(draws[1] * np.deg2rad(augment.shear))
+    # A zoom of 0.5 shows from 1/1.5 to 1.5 of the side, as far in as out.
+    scale = (1.0 + augment.zoom) ** draws[2]
+    mirror = tf.where(draws[3] < 0, -1.0, 1.0) if augment.flip else tf.ones((count,))
+    # Rows of rotation x shear x scale; x is mirrored last, so that the other amounts keep their meaning.
+    cos, sin = scale * tf.cos(turn), scale * tf.sin(turn)
+    a, b = cos * mirror, cos * slant - sin
+    c, d = sin * mirror, sin * slant + cos
+    middle = (size - 1) / 2
+    x = middle + draws[4] * augment.shift * size - (a + b) * middle
+    y = middle + draws[5] * augment.shift * size - (c + d) * middle
+    return tf.stack([a, b, x, c, d, y, tf.zeros_like(a), tf.zeros_like(a)], axis=1)
+
+
+def _seed(settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    # Step 0 is the order of the epoch; two integers are what TensorFlow's stateless functions take.
+    return tf.stack([tf.cast(settings.data.seed, tf.int64), tf.cast(epoch, tf.int64) * 2**32 + tf.cast(step, tf.int64)])
+
+
+def _paths(rows: pd.DataFrame, folder: Path) -> tf.Tensor:
+    return tf.constant([str(folder / path) for path in rows.path])
+
+
+def _labels(rows: pd.DataFrame) -> tf.Tensor:
+    return tf.constant(rows.label_int.to_numpy(np.float32)[:, None])

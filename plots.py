@@ -1,0 +1,148 @@
+"""Arrays in, figures out; nothing here reads, computes or decides. Benign is blue and malignant orange everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from scikitplot.metrics import plot_confusion_matrix
+
+import files
+
+LABELS = ["benign", "malignant"]
+# Okabe and Ito's blue and vermilion, told apart under every common colour blindness.
+COLORS = {"benign": "#0072B2", "malignant": "#D55E00"}
+SETS = ["train", "valid", "test", "unused"]
+plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Writes the figure as PNG, with `note` in small type below it, and closes it."""
+    if note:
+        figure.text(0.5, -0.01, note, ha="center", va="top", fontsize=8, color="0.35", wrap=True)
+    with files.replacing(path) as beside:
+        figure.savefig(beside, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+
+
+def split(table: pd.DataFrame) -> Figure:
+    """Rows by set and label as seaborn's displot; `table` has set and label."""
+    present = [name for name in SETS if (table.set == name).any()]
+    table = table.assign(set=pd.Categorical(table.set, present))
+    grid = sns.displot(
+        table,
+        x="set",
+        hue="label",
+        hue_order=LABELS,
+        palette=COLORS,
+        multiple="dodge",
+        shrink=0.8,
+        height=3.6,
+        aspect=1.5,
+        alpha=1,
+    )
+    axes = grid.ax
+    axes.set(xlabel="", ylabel="rows", title="Rows by set and class")
+    for bars in axes.containers:
+        axes.bar_label(bars, fontsize=8, padding=1)
+    return grid.figure
+
+
+def history(epochs: pd.DataFrame) -> Figure:
+    """Loss, accuracy and learning rate over the epochs; columns as in history.csv."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for axis, key in zip(axes, ["loss", "accuracy"]):
+        axis.plot(epochs.epoch + 1, epochs[key], color="0.25", label="training", marker=".")
+        axis.plot(epochs.epoch + 1, epochs[f"val_{key}"], color="#009E73", label="validation", marker=".", ls="--")
+        axis.set(xlabel="epoch", title=key.capitalize())
+        axis.legend(frameon=False)
+    best = epochs.val_loss.idxmin()
+    axes[0].annotate(
+        "kept",
+        (epochs.epoch[best] + 1, epochs.val_loss[best]),
+        (0, 12),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        arrowprops={"arrowstyle": "-", "lw": 0.6},
+    )
+    axes[2].plot(epochs.epoch + 1, epochs.learning_rate, color="0.25", marker=".")
+    axes[2].set(xlabel="epoch", title="Learning rate at the end of the epoch")
+    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
+    """The confusion matrix in counts and in shares of the true class, drawn by scikit-plot."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
+    for axis, normalize in zip(axes, [False, True]):
+        plot_confusion_matrix(
+            labels,
+            predictions,
+            normalize=normalize,
+            labels=LABELS,
+            ax=axis,
+            cmap="Greys",
+            title="Share of the true class" if normalize else "Images",
+        )
+        axis.set(xlabel="predicted", ylabel="true")
+        axis.images[0].set_clim(0)
+        axis.tick_params(axis="x", rotation=0)
+    return figure
+
+
+def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], title: str) -> Figure:
+    """Images (n, height, width, 3), 0 to 255, in rows of six, each framed in the colour of its true class."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(11, 1.62 * rows + 0.5), layout="constrained", squeeze=False)
+    figure.suptitle(title)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption, label in zip(axes.flat, images, captions, labels):
+        axis.axis("on")
+        axis.imshow(np.asarray(image, np.uint8))
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(caption, fontsize=7)
+        for spine in axis.spines.values():
+            spine.set(visible=True, color=COLORS[label], linewidth=2.5)
+    return figure
+
+
+def sheet(images: dict[tuple[str, int], np.ndarray], subtypes: dict[str, str]) -> Figure:
+    """One image for each subtype (rows, framed by class) and magnification (columns).
+
+    Args:
+        images: (subtype, magnification) -> image; a pair that the data lacks is left blank.
+        subtypes: subtype -> label.
+    """
+    mags = sorted({mag for _, mag in images})
+    figure, axes = plt.subplots(
+        len(subtypes),
+        len(mags),
+        figsize=(2.1 * len(mags) + 1.2, 1.55 * len(subtypes) + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (subtype, label) in zip(axes, subtypes.items()):
+        for axis, mag in zip(row, mags):
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=COLORS[label], linewidth=2)
+            if (subtype, mag) in images:
+                axis.imshow(images[subtype, mag])
+        row[0].set_ylabel(f"{subtype.replace('_', ' ')}\n({label})", fontsize=8, color=COLORS[label])
+    for axis, mag in zip(axes[0], mags):
+        axis.set_title(f"{mag}X", fontsize=9)
+    return figure

@@ -1,0 +1,107 @@
+import re
+from pathlib import Path
+
+import config
+from config import InputError
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(config.__file__).parent
+
+
+def differences(name: str) -> dict:
+    return YAML(typ="safe").load((ROOT / name).read_text())
+
+
+def test_config_yaml_is_complete_and_each_comment_is_the_schemas():
+    lines = re.findall(r"^  (\w+): .*?# (.*)$", (ROOT / "config.yaml").read_text(), re.M)
+    fields = [field for section in config._fields().values() for field in section.items()]
+    assert lines == [(key, field.description) for key, field in fields]
+
+
+@pytest.mark.parametrize("name", ["sample.yaml", "thesis.yaml"])
+def test_the_other_files_hold_only_what_differs(name):
+    defaults = config.load_settings().model_dump()
+    for section, keys in differences(name).items():
+        for key, value in keys.items():
+            assert defaults[section][key] != value, f"{section}.{key}"
+    config.load_settings(ROOT / name)
+
+
+def test_the_shell_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 3, batch_size: 8}")
+    settings = config.load_settings(tmp_path / "mine.yaml", ["train.epochs=4"])
+    assert (settings.train.epochs, settings.train.batch_size, settings.train.momentum) == (4, 8, 0.0)
+
+
+def test_resolved_settings_load_to_themselves(tmp_path):
+    settings = config.load_settings(
+        None, ["train.initial_lr=1e-5", "data.magnification=40", "train.run=1e3", "augment.flip=true"]
+    )
+    (tmp_path / "resolved.yaml").write_text(settings.to_yaml())
+    assert config.load_settings(tmp_path / "resolved.yaml") == settings
+
+
+@pytest.mark.parametrize("text, value", [("off", 0.0), ("0", 0.0), ("15", 15.0), ("1.5e1", 15.0)])
+def test_amounts_may_be_off(text, value):
+    assert config.load_settings(None, [f"augment.rotation={text}"]).augment.rotation == value
+
+
+@pytest.mark.parametrize("override, words", [
+    ("train.epoch=3", "nearest is train.epochs"),
+    ("trian.epochs=3", "nearest is train"),
+    ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, came '0'"),
+    ("train.epochs=true", "train.epochs: input should be a valid integer"),
+    ("train.epochs=many", "came 'many'"),
+    ("data.protocol=sheep", "'row', 'image'"),
+    ("data.magnification=50", "'all', 40, 100, 200 or 400"),
+    ("data.valid_fraction=1.0", "data.valid_fraction: input should be less than 1"),
+    ("train.initial_lr=1", "initial_lr must be at most maximal_lr"),
+    ("train.maximal_lr=.nan", "train.maximal_lr"),
+    ("train.run=../elsewhere", "train.run"),
+    ("epochs=3", "section.key=value"),
+    ("train.epochs", "section.key=value"),
+    ("train.epochs=[1", "no plain YAML"),
+    ("data.seed=!!python/object/apply:os.getcwd []", "no plain YAML"),
+])  # fmt: skip
+def test_wrong_overrides_are_refused_by_name(override, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        config.load_settings(None, [override])
+
+
+@pytest.mark.parametrize("text, words", [
+    ("- 1", "sections of keys"),
+    ("train: 5", "sections of keys"),
+    ("train: {epochs: 1, epochs: 2}", "duplicate key"),
+    ("train: {epochs: 1", "line 1"),
+    ("a: !!python/name:os.system", "no plain YAML"),
+    ("", "sections of keys"),
+])  # fmt: skip
+def test_wrong_files_are_refused(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(words)):
+        config.load_settings(tmp_path / "mine.yaml")
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.yaml", "binary.yaml"):
+        with pytest.raises(InputError, match=name):
+            config.load_settings(tmp_path / name)
+
+
+def test_options_and_settings_stand_in_any_order():
+    parser = config.CommandLine("test")
+    parser.add_settings()
+    args = parser.parse(["train.epochs=1", "--config", "sample.yaml", "data.seed=2"])
+    assert (args.config, args.overrides) == ("sample.yaml", ["train.epochs=1", "data.seed=2"])
+    with pytest.raises(InputError, match="--nonsense"):
+        parser.parse(["--nonsense"])
+
+
+def test_help_names_every_setting():
+    parser = config.CommandLine("test")
+    parser.add_settings()
+    text = parser.format_help()
+    assert all(f"{name}=" in text for name in config.setting_names())

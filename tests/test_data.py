@@ -1,0 +1,152 @@
+import re
+
+from config import InputError
+
+import pandas as pd
+import pytest
+from conftest import fold_rows, tiny_settings, write_tree
+
+import audit
+import data
+import splits
+
+COLUMNS = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
+
+
+def write(tmp_path, rows):
+    rows.to_csv(tmp_path / "Folds.csv", index=False)
+    return tmp_path / "Folds.csv"
+
+
+def test_the_frame_says_what_the_names_say(tmp_path):
+    table = data.read_folds(write(tmp_path, fold_rows()))
+    assert list(table.columns) == COLUMNS
+    row = table[table.filename == "SOB_B_A-14-101AB-400-002.png"].iloc[0]
+    assert row.path == "benign/SOB/adenosis/SOB_B_A_14-101AB/400X/SOB_B_A-14-101AB-400-002.png"
+    assert (row.label, row.label_int, row.mag, row.subtype) == ("benign", 0, 400, "adenosis")
+    assert (row.slide, row.patient) == ("14-101AB", "14-101")
+    assert set(table[table.label == "malignant"].label_int) == {1}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "BreaKHis_v1/histology_slides/breast/", "BreaKHis_v1/BreaKHis_v1/histology_slides/breast/"]
+)
+def test_both_shapes_of_path_give_the_same_table(tmp_path, prefix):
+    rows = fold_rows()
+    expected = data.read_folds(write(tmp_path, rows))
+    rows["filename"] = prefix + rows.filename.str.removeprefix("BreaKHis_v1/histology_slides/breast/")
+    pd.testing.assert_frame_equal(data.read_folds(write(tmp_path, rows)), expected)
+
+
+def test_the_order_of_the_file_does_not_matter(tmp_path):
+    rows = fold_rows()
+    expected = data.read_folds(write(tmp_path, rows))
+    pd.testing.assert_frame_equal(data.read_folds(write(tmp_path, rows.sample(frac=1, random_state=1))), expected)
+
+
+def test_the_full_table_has_the_counts_of_breakhis(full_table):
+    assert full_table.label.value_counts().to_dict() == {"malignant": 27145, "benign": 12400}
+    images = full_table.drop_duplicates("filename")
+    assert images.label.value_counts().to_dict() == {"malignant": 5429, "benign": 2480}
+    assert (images.slide.nunique(), images.patient.nunique()) == (81, 70)
+    assert images.path.str.rsplit("/", n=2).str[0].nunique() == 82
+    assert images.groupby("label").patient.nunique().to_dict() == {"benign": 16, "malignant": 54}
+    sizes = images[images.label == "benign"].groupby("patient").size()
+    assert sorted(sizes) == [53, 60, 64, 65, 65, 66, 68, 120, 126, 129, 138, 158, 236, 256, 383, 493]
+
+
+NAME = "BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-101AB/40X/SOB_B_A-14-101AB-40-001.png"
+
+
+@pytest.mark.parametrize("column, value, words", [
+    ("fold", "6", "fold must be 1 to 5, came '6'"),
+    ("fold", "", "fold must be 1 to 5"),
+    ("mag", "50", "mag must be 40, 100, 200 or 400, came '50'"),
+    ("mag", "100", "mag contradicts the file's name, came '100'"),
+    ("grp", "valid", "grp must be train or test, came 'valid'"),
+    ("grp", "test", "both train and test"),
+    ("filename", "/etc/passwd", "absolute"),
+    ("filename", "C:\\breast\\a.png", "absolute"),
+    ("filename", NAME.replace("benign/", "benign/../"), "climb"),
+    ("filename", "../" + NAME, "climb"),
+    ("filename", "photo.png", "a path reads"),
+    ("filename", NAME.replace("benign", "harmless"), "a path reads"),
+    ("filename", NAME.replace(".png", ".jpg"), "a name reads"),
+    ("filename", NAME.replace("-14-101AB-40", "-16-101AB-40"), "a name reads"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_M_A-14"), "a name reads"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_XX-14"), "a name reads"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_F-14"), "contradicts the file's name"),
+    ("filename", NAME.replace("breast/benign", "breast/malignant"), "contradicts the file's name"),
+    ("filename", NAME.replace("SOB_B_A_14-101AB/", "SOB_B_A_14-102/"), "contradicts the file's name"),
+    ("filename", NAME.replace("/40X/", "/100X/"), "contradicts the file's name"),
+])  # fmt: skip
+def test_a_wrong_row_is_named(tmp_path, column, value, words):
+    rows = fold_rows().astype(str).reset_index(drop=True)
+    assert rows.filename[0] == NAME
+    # The duplicate with another grp stands in the same fold as the row it contradicts.
+    rows = pd.concat([rows, rows.iloc[[0]]], ignore_index=True)
+    rows.loc[len(rows) - 1, column] = value if value != rows.grp[0] else "train"
+    line = len(rows) + 1 if words != "both train and test" else 2
+    with pytest.raises(InputError, match=f"line {line}: .*{re.escape(words)}"):
+        data.read_folds(write(tmp_path, rows))
+
+
+@pytest.mark.parametrize("column", ["fold", "mag", "grp", "filename"])
+def test_a_missing_column_is_named(tmp_path, column):
+    with pytest.raises(InputError, match=f"column {column} is missing"):
+        data.read_folds(write(tmp_path, fold_rows().drop(columns=column)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"fold,mag,grp,filename\n", b"\xff\xfe\x00\x01", b'fold\n"open', b"a,b\n1,2,3\n4,5,6,7\n"]
+)
+def test_what_is_no_table_is_refused(tmp_path, content):
+    (tmp_path / "Folds.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"Folds\.csv"):
+        data.read_folds(tmp_path / "Folds.csv")
+
+
+def test_a_missing_table_says_how_to_go_on(tmp_path):
+    with pytest.raises(InputError, match=r"make train"):
+        data.read_folds(tmp_path / "Folds.csv")
+
+
+def test_the_script_prints_and_draws(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data.main(tiny_settings(tree))
+    printed = capsys.readouterr().out
+    for word in ("adenosis", "papillary_carcinoma", "400", "patients", "valid", "images of each benign slide"):
+        assert word in printed
+    assert (tmp_path / "overview" / "distribution.png").is_file() and (tmp_path / "overview" / "samples.png").is_file()
+
+
+def test_split_writes_the_split_and_opens_no_image(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Folds.csv").write_bytes((tree / "Folds.csv").read_bytes())
+    data.main([*tiny_settings(tmp_path / "nowhere"), f"data.folds={tmp_path}/Folds.csv", "--split", "split.csv"])
+    table = pd.read_csv("split.csv")
+    assert list(table.columns) == splits.COLUMNS
+    assert (table[table.set == "test"].label.value_counts() == 10).all()
+
+
+def test_the_notice_of_a_synthetic_tree_is_found(tree, tmp_path):
+    assert data.notice(tree) == ""
+    (tmp_path / "SYNTHETIC.txt").write_text("made up\nmore")
+    assert data.notice(tmp_path) == "made up"
+
+
+@pytest.mark.parametrize(
+    "depth", ["BreaKHis_v1/BreaKHis_v1/histology_slides/breast", "BreaKHis_v1/histology_slides/breast", "."]
+)
+def test_every_depth_of_folder_is_found(tmp_path, depth):
+    (tmp_path / depth / "benign").mkdir(parents=True)
+    assert audit.find_pictures(tmp_path).resolve() == (tmp_path / depth).resolve()
+
+
+def test_a_doubled_folder_gives_the_same_images(tree, tmp_path):
+    write_tree(tmp_path / "data" / "BreaKHis_v1", fold_rows())
+    (tmp_path / "data" / "BreaKHis_v1" / "Folds.csv").rename(tmp_path / "data" / "Folds.csv")
+    table = data.read_folds(tmp_path / "data" / "Folds.csv")
+    doubled = audit.with_pixels(table, tmp_path / "data", tmp_path / "a.csv")
+    single = audit.with_pixels(data.read_folds(tree / "Folds.csv"), tree, tmp_path / "b.csv")
+    pd.testing.assert_frame_equal(doubled, single)

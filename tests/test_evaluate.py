@@ -1,0 +1,166 @@
+import json
+import re
+import shutil
+import sys
+
+import config
+from config import InputError
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_settings
+from sklearn import metrics
+
+import audit
+import data
+import evaluate
+import model
+import pictures
+import train
+
+
+@pytest.fixture(scope="module")
+def run(tree, tmp_path_factory):
+    """An evaluated run."""
+    place = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
+        evaluate.main(["runs/tiny"])
+    return place / "runs" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def predictions(run):
+    return pd.read_csv(run / "evaluation" / "predictions.csv")
+
+
+@pytest.fixture
+def copy(run, tmp_path, monkeypatch):
+    """The run to spoil."""
+    shutil.copytree(run, tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "tiny"
+
+
+def test_the_test_set_is_predicted_and_nothing_else(run, predictions):
+    split = pd.read_csv(run / "split.csv")
+    assert list(predictions.columns) == evaluate.COLUMNS
+    assert predictions.filename.tolist() == split[split.set == "test"].filename.tolist()
+    assert predictions.label.value_counts().to_dict() == {"benign": 25, "malignant": 25}
+    assert not set(predictions.filename) & set(split[split.set != "test"].filename)
+
+
+def test_a_probability_is_that_of_its_own_file(run, tree, predictions):
+    """Each image alone, by its name, through the loaded checkpoint."""
+    network, about = model.load(run / "best_model.keras")
+    folder = audit.find_pictures(tree)
+    for row in predictions.sample(10, random_state=1).itertuples():
+        path = next(folder.rglob(row.filename))
+        image = pictures.read(str(path), about["settings"].data.image_size)
+        assert network.predict(image[None], verbose=0)[0, 0] == pytest.approx(row.probability, abs=1e-6)
+
+
+def test_predictions_are_malignant_from_the_threshold_on(predictions):
+    assert (predictions.prediction == np.where(predictions.probability >= 0.5, "malignant", "benign")).all()
+
+
+def test_the_metrics_follow_from_the_predictions(run, predictions):
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    right = predictions.label == predictions.prediction
+    assert (found["protocol"], found["threshold"], found["n"]) == ("image", 0.5, 50)
+    assert (found["slides"], found["patients"]) == (predictions.slide.nunique(), predictions.patient.nunique())
+    assert found["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
+    f1 = []
+    for label in ("benign", "malignant"):
+        is_, said = predictions.label == label, predictions.prediction == label
+        precision, recall = (is_ & said).sum() / max(1, said.sum()), (is_ & said).sum() / is_.sum()
+        f1.append(2 * precision * recall / max(1e-12, precision + recall))
+        assert found["per_class"][label] == pytest.approx(
+            {"precision": precision, "recall": recall, "f1": f1[-1], "support": 25}, abs=1e-12
+        )
+    assert found["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
+    table = pd.crosstab(predictions.label, predictions.prediction).reindex(columns=data.LABELS, fill_value=0)
+    assert found["confusion_matrix"] == table.to_numpy().tolist()
+    assert found["roc_auc"] == pytest.approx(
+        metrics.roc_auc_score(predictions.label == "malignant", predictions.probability)
+    )
+
+
+def test_the_positive_class_is_malignant():
+    predictions = pd.DataFrame({
+        "label": ["benign"] * 4 + ["malignant"] * 4, "prediction": ["benign"] * 3 + ["malignant"] * 3 + ["benign"] * 2,
+        "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.4, 0.45], "slide": "s", "patient": "p",
+    })  # fmt: skip
+    found = evaluate.measure(predictions, "patient")
+    assert found["confusion_matrix"] == [[3, 1], [2, 2]]
+    assert found["per_class"]["malignant"] == {
+        "precision": 2 / 3,
+        "recall": 0.5,
+        "f1": pytest.approx(4 / 7),
+        "support": 4,
+    }
+    assert found["roc_auc"] == 12 / 16
+
+
+def test_the_misclassified_are_the_wrong_ones(run, predictions):
+    wrong = pd.read_csv(run / "evaluation" / "misclassified.csv")
+    assert wrong.filename.tolist() == predictions[predictions.label != predictions.prediction].filename.tolist()
+
+
+def test_the_report_and_the_figures_are_there(run):
+    report = (run / "evaluation" / "report.txt").read_text()
+    for words in ("precision", "test accuracy: ", "patients", "Research only", "no measure of new slides"):
+        assert words in report
+    for name in ("confusion_matrix", "predictions", "misclassified"):
+        assert (run / "evaluation" / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_checkpoint_in_a_run_is_as_good_as_its_folder(copy):
+    expected = (copy / "evaluation" / "metrics.json").read_text()
+    shutil.rmtree(copy / "evaluation")
+    evaluate.main(["runs/tiny/best_model.keras"])
+    assert (copy / "evaluation" / "metrics.json").read_text() == expected
+
+
+def test_predictions_in_another_order_are_never_passed_on(run, tree, monkeypatch):
+    rows = data.describe(pd.read_csv(run / "split.csv").filename).head(20)
+    network, about = model.load(run / "best_model.keras")
+    eval_dataset = pictures.eval_dataset
+    monkeypatch.setattr(
+        pictures, "eval_dataset", lambda *args: eval_dataset(*args).map(lambda n, i, y: (n[::-1], i, y))
+    )
+    with pytest.raises(AssertionError, match="other images or in another order"):
+        evaluate.predict(network, rows, audit.find_pictures(tree), about["settings"])
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda run: shutil.rmtree(run), "no checkpoint 'runs/tiny'"),
+    (lambda run: (run / "best_model.keras").unlink(), "no checkpoint 'runs/tiny/best_model.keras'"),
+    (lambda run: (run / "best_model.keras").write_bytes(b"PK\x03\x04 half"), "damaged"),
+    (lambda run: (run / "split.csv").unlink(), "the split of the run is missing"),
+    (lambda run: (run / "split.csv").write_text("filename,set\n"), "columns must be"),
+    (lambda run: change(run / "split.csv", "benign,14-101AB", "malignant,14-101AB"), "contradicts the file's name"),
+    (lambda run: change(run / "split.csv", ",test\n", ",exam\n"), "exam"),
+])  # fmt: skip
+def test_a_spoiled_run_is_refused_in_one_line(copy, monkeypatch, capsys, spoil, words):
+    spoil(copy)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "runs/tiny"])
+    with pytest.raises(SystemExit) as ended:
+        config.run(evaluate.main)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and re.search(words, error) and error.count("\n") == 1
+
+
+def test_every_run_is_looked_for_before_any_is_evaluated(copy):
+    shutil.rmtree(copy / "evaluation")
+    with pytest.raises(InputError, match="runs/other"):
+        evaluate.main(["runs/tiny", "runs/other"])
+    assert not (copy / "evaluation").exists()

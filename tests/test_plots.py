@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+import plots
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def test_the_confusion_matrix_is_drawn_with_benign_first():
+    true = ["benign"] * 5 + ["malignant"] * 8
+    predicted = ["benign"] * 4 + ["malignant"] * 1 + ["benign"] * 2 + ["malignant"] * 6
+    counts, shares = plots.confusion(true, predicted).axes[:2]
+    assert texts(counts) == ["4", "1", "2", "6"]
+    assert texts(shares) == ["0.8", "0.2", "0.25", "0.75"]
+    for axis in (counts, shares):
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["benign", "malignant"]
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
+
+
+def test_the_distribution_shows_the_counts_in_the_colour_of_each_class():
+    table = pd.DataFrame(
+        {"set": ["train"] * 5 + ["test"] * 3, "label": ["benign"] * 2 + ["malignant"] * 3 + ["benign"] * 3}
+    )
+    axis = plots.split(table).axes[0]
+    drawn = {
+        (
+            plots.matplotlib.colors.to_hex(bar.get_facecolor()).upper(),
+            round(bar.get_x() + bar.get_width() / 2),
+        ): bar.get_height()
+        for bars in axis.containers
+        for bar in bars
+        if bar.get_height()
+    }
+    assert drawn == {("#0072B2", 0): 2, ("#D55E00", 0): 3, ("#0072B2", 1): 3}
+
+
+def test_the_history_shows_what_the_log_says_and_marks_the_kept_epoch():
+    epochs = pd.DataFrame({
+        "epoch": [0, 1, 2], "loss": [3.0, 2, 1], "val_loss": [3.0, 1, 2], "accuracy": [0.5, 0.6, 0.7],
+        "val_accuracy": [0.4, 0.5, 0.6], "learning_rate": [1e-3, 2e-3, 1e-3],
+    })  # fmt: skip
+    loss, accuracy, rate = plots.history(epochs).axes
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[3, 2, 1], [3, 1, 2]]
+    assert accuracy.lines[1].get_ydata().tolist() == [0.4, 0.5, 0.6]
+    assert rate.lines[0].get_ydata().tolist() == [1e-3, 2e-3, 1e-3]
+    assert loss.texts[0].get_text() == "kept" and loss.texts[0].xy == (2, 1)
+
+
+def test_the_gallery_puts_each_caption_and_colour_on_its_image():
+    images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30, 40, 50, 60, 70)]
+    labels = ["benign", "malignant"] * 3 + ["malignant"]
+    figure = plots.gallery(images, [f"image {n}" for n in range(7)], labels, "title")
+    shown = [axis for axis in figure.axes if axis.images]
+    assert [axis.images[0].get_array()[0, 0, 0] for axis in shown] == [10, 20, 30, 40, 50, 60, 70]
+    assert [axis.get_title() for axis in shown] == [f"image {n}" for n in range(7)]
+    assert [axis.spines["top"].get_edgecolor()[2] > 0.5 for axis in shown] == [label == "benign" for label in labels]
+
+
+def test_an_empty_gallery_is_an_empty_figure():
+    assert not any(axis.images for axis in plots.gallery([], [], [], "nothing").axes)
+
+
+def test_the_sheet_leaves_blank_what_is_not_there():
+    figure = plots.sheet(
+        {("adenosis", 40): np.zeros((2, 3, 3), np.uint8), ("ductal_carcinoma", 400): np.ones((2, 3, 3), np.uint8)},
+        {"adenosis": "benign", "ductal_carcinoma": "malignant"},
+    )
+    assert [len(axis.images) for axis in figure.axes] == [1, 0, 0, 1]
+
+
+def test_a_figure_is_saved_with_its_note(tmp_path):
+    plots.plt.close("all")
+    figures = [plots.confusion(["benign", "malignant"], ["benign", "malignant"]) for _ in range(2)]
+    plots.save(figures[0], tmp_path / "plain.png")
+    plots.save(figures[1], tmp_path / "noted.png", "research only")
+    heights = [Image.open(tmp_path / f"{name}.png").height for name in ("plain", "noted")]
+    assert heights[1] > heights[0] and not plots.plt.get_fignums()

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import config
+
+import keras
+import pandas as pd
+import pytest
+from conftest import fold_rows, tiny_settings, write_tree
+
+import train
+
+ROOT = Path(config.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def run(tree, tmp_path_factory):
+    """A run on the tiny tree, and what it printed."""
+    place = tmp_path_factory.mktemp("work")
+    told = shell("train.py", *tiny_settings(tree, "augment.flip=true"), cwd=place)
+    assert told.returncode == 0, told.stderr
+    return place / "runs" / "tiny", told.stdout
+
+
+def shell(script, *arguments, cwd):
+    return subprocess.run([sys.executable, ROOT / script, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_last_line_names_the_run(run):
+    folder, printed = run
+    assert printed.splitlines()[-1] == "run: runs/tiny"
+    assert "device: CPU" in printed and "learning_rate" in printed
+
+
+def test_the_folder_holds_what_a_run_leaves(run):
+    folder, _ = run
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "split.csv", "best_model.keras", "history.csv", "history.png", "split.png", "environment.json",
+        "tensorboard",
+    }  # fmt: skip
+    history = pd.read_csv(folder / "history.csv")
+    assert len(history) == 2 and {"loss", "accuracy", "precision", "recall", "auc", "val_loss", "learning_rate"} <= set(
+        history
+    )
+
+
+def test_the_environment_says_what_another_machine_needs(run):
+    folder, _ = run
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["tensorflow"].startswith("2.") and environment["seed"] == 0
+    assert environment["device"].startswith("CPU") and environment["device"].endswith("float32")
+    assert {len(environment[key]) for key in ("split_sha256", "weights_sha256", "data_sha256")} == {64}
+
+
+def test_the_resolved_settings_run_again(run, tree):
+    folder, _ = run
+    assert config.load_settings(folder / "config.yaml") == config.load_settings(
+        None, tiny_settings(tree, "augment.flip=true")
+    )
+
+
+def test_the_same_settings_give_the_same_history(run, tree, tmp_path):
+    folder, _ = run
+    assert shell("train.py", *tiny_settings(tree, "augment.flip=true"), cwd=tmp_path).returncode == 0
+    assert (tmp_path / "runs/tiny/split.csv").read_text() == (folder / "split.csv").read_text()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs/tiny/history.csv"), pd.read_csv(folder / "history.csv"))
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Calls train.py on wrong input in an empty folder; nothing may be written there."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        before = snapshot(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            config.run(train.main)
+        assert ended.value.code == 2 and snapshot(tmp_path) == before
+
+    return call
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def picture(root):
+    return next(root.rglob("SOB_B_F-14-103-40-001.png"))
+
+
+def keep_rows(root, count):
+    table = pd.read_csv(root / "Folds.csv")
+    table[table.filename.str.contains("-40-")].head(count).to_csv(root / "Folds.csv", index=False)
+
+
+@pytest.mark.parametrize("spoil, change, words", [
+    (None, "data.root=nowhere", "no folder 'nowhere'; get BreakHis as README.md says"),
+    (None, "data.folds=nowhere.csv", "no table 'nowhere.csv'; get BreakHis as README.md says"),
+    (None, "data.test_per_class=500", "came 500"),
+    (None, "train.epoch=1", "the nearest is train.epochs"),
+    (None, "train.epochs=two", "train.epochs"),
+    (None, "model.weights=nowhere.h5", "no file 'nowhere.h5'"),
+    (lambda root: picture(root).unlink(), "data.seed=0", "SOB_B_F-14-103-40-001.png is missing"),
+    (lambda root: picture(root).write_bytes(b""), "data.seed=0", "SOB_B_F-14-103-40-001.png is empty"),
+    (lambda root: picture(root).write_bytes(picture(root).read_bytes()[:99]), "data.seed=0", "103-40-001.png is cut short"),
+    (lambda root: picture(root).write_bytes(b"GIF89a"), "data.seed=0", "SOB_B_F-14-103-40-001.png is no PNG"),
+    (lambda root: keep_rows(root, 3), "data.seed=0", "too few"),
+    (lambda root: (root / "Folds.csv").write_text("fold,mag,grp\n1,40,train\n"), "data.seed=0", "column filename is missing"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(own_tree, refused, capfd, spoil, change, words):
+    if spoil:
+        spoil(own_tree)
+    refused(*tiny_settings(own_tree, change))
+    out, error = capfd.readouterr()
+    assert out == "" and error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
+def test_a_run_is_never_overwritten(own_tree, refused, tmp_path, capfd):
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    refused(*tiny_settings(own_tree))
+    assert "never overwritten" in capfd.readouterr().err
+
+
+def test_the_shell_gets_status_2_and_no_traceback(tmp_path):
+    for script, arguments in {
+        "train.py": ["data.root=nowhere"],
+        "evaluate.py": ["runs/nowhere"],
+        "data.py": ["--split"],
+    }.items():
+        told = shell(script, *arguments, cwd=tmp_path)
+        assert (told.returncode, told.stdout) == (2, ""), script
+        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1, told.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "data.py"])
+def test_help_is_there(script, tmp_path):
+    told = shell(script, "--help", cwd=tmp_path)
+    assert told.returncode == 0 and "python " + script in told.stdout
+
+
+def test_another_python_is_told_which(tmp_path):
+    code = f"import sys; sys.version_info = (3, 12, 1); sys.path.insert(0, {str(ROOT)!r}); import config"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.returncode == 2 and "Python 3.9, 3.10 or 3.11 is needed" in told.stderr and told.stderr.count("\n") == 1
+
+
+def test_features_for_standardising_come_once_an_image(tree, tmp_path, monkeypatch):
+    settings = config.load_settings(None, tiny_settings(tree))
+    rows = pd.concat([train.data.read_folds(tree / "Folds.csv")] * 2)
+    seen = []
+    monkeypatch.setattr(keras.Model, "predict", lambda self, batches: seen.extend(len(batch) for batch in batches))
+    network = train.model.build(settings)
+    train.pooled_features(network, rows, train.audit.find_pictures(tree), settings)
+    assert sum(seen) == rows.filename.nunique()
+
+
+def test_one_run_on_pictures_without_upsampling(tmp_path):
+    write_tree(tmp_path / "breakhis", fold_rows(images=1))
+    told = shell("train.py", *tiny_settings(tmp_path / "breakhis", "data.upsample=false", "model.standardize=false",
+                                            "train.epochs=1", "train.run=auto"), cwd=tmp_path)  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    name = told.stdout.splitlines()[-1].removeprefix("run: ")
+    assert name.startswith("runs/image-seed0-") and os.path.isdir(tmp_path / name)

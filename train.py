@@ -1,0 +1,135 @@
+"""Trains the network on BreakHis: python train.py [--config FILE] [section.key=value ...]
+
+python train.py                                        with config.yaml
+python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
+python train.py data.protocol=slide train.epochs=20    with single settings changed
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+
+import config  # first, because it quiets TensorFlow
+from config import InputError
+
+import keras
+import numpy as np
+import pandas as pd
+
+import audit
+import data
+import files
+import model
+import pictures
+import plots
+import splits
+
+
+def main(arguments: list[str]) -> None:
+    """The experiment, in the order of time."""
+    parser = config.CommandLine(__doc__)
+    parser.add_settings()
+    args = parser.parse(arguments)
+    settings = config.load_settings(args.config, args.overrides)
+    run = new_run(settings)
+
+    # What can be refused is refused before the first long step and before anything is written.
+    table = data.read_folds(settings.data.folds)
+    folder = audit.find_pictures(settings.data.root)
+    splits.split(table, settings.data)
+    device = model.use_device(settings.train.precision)
+    network = model.build(settings)
+    table = audit.with_pixels(table, settings.data.root, audit.store_of(settings.data.folds))
+    table = splits.split(table, settings.data)
+
+    train, valid = table[table.set == "train"], table[table.set == "valid"]
+    rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
+    note = data.notice(settings.data.root)
+    print(settings.to_yaml(), splits.describe(table), f"\ntraining rows after upsampling: {len(rows)}", sep="\n")
+    print(f"device: {device}", *([note] if note else []), sep="\n")
+
+    files.write_text(run / "config.yaml", settings.to_yaml())
+    files.write_text(run / "split.csv", splits.to_csv(table))
+    files.write_text(run / "environment.json", json.dumps(environment(settings, table, network, device), indent=1))
+    plots.save(plots.split(table), run / "split.png", note)
+
+    if settings.model.standardize:
+        model.standardize(network, pooled_features(network, train, folder, settings))
+    model.compile_model(network, settings.train, len(rows))
+    steps = -(-len(rows) // settings.train.batch_size)
+    network.fit(
+        pictures.train_dataset(rows, folder, settings),
+        epochs=settings.train.epochs,
+        steps_per_epoch=steps,
+        validation_data=pictures.without_names(pictures.eval_dataset(valid, folder, settings)),
+        callbacks=[
+            # First, so that the others find the rate among the logs.
+            model.LogRate(model.cyclical_rate(settings.train, len(rows)), steps),
+            model.KeepBest(run / "best_model.keras", about(settings, table)),
+            keras.callbacks.CSVLogger(run / "history.csv"),
+            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    )
+    plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", note)
+    print(f"run: {run}")
+
+
+def new_run(settings: config.Settings) -> Path:
+    """The path of a run's folder that is not there yet; raises InputError where it is."""
+    name = settings.train.run
+    if name == "auto":
+        name = f"{settings.data.protocol}-seed{settings.data.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = Path("runs") / name
+    if run.exists():
+        raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
+    return run
+
+
+def pooled_features(network: keras.Model, train: pd.DataFrame, folder: Path, settings: config.Settings) -> np.ndarray:
+    """The pooled features (n, 2048) of each training image, once and unwarped."""
+    images = pictures.eval_dataset(train.drop_duplicates("filename"), folder, settings)
+    print("features of the training images, to standardise them by:")
+    return model.pooled(network).predict(images.map(lambda name, image, label: image))
+
+
+def about(settings: config.Settings, table: pd.DataFrame) -> dict:
+    """What the checkpoint says of itself."""
+    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
+
+
+def environment(settings: config.Settings, table: pd.DataFrame, network: keras.Model, device: str) -> dict:
+    """What another machine needs to know to repeat the run."""
+    packages = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "platform": platform.platform(),
+        "device": device,
+        "seed": settings.data.seed,
+        "git_commit": git_commit(),
+        "split_sha256": splits.digest(splits.to_csv(table)),
+        "weights_sha256": model.weights_hash(network.get_layer("resnet50")),
+        "data_sha256": audit.data_version(table),
+        "notice": data.notice(settings.data.root),
+    }
+
+
+def git_commit() -> str:
+    """The commit of this code, with `-dirty` behind it where files were changed; empty outside a checkout."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return told.stdout.strip()
+
+
+if __name__ == "__main__":
+    config.run(main)
