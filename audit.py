@@ -8,6 +8,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import config
 from config import InputError
 
 import numpy as np
@@ -27,6 +28,8 @@ PICTURE_FOLDERS = [
 HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
 # A picture of more pixels is refused before it is decoded; the real ones have 322,000.
 MAX_PIXELS = 50_000_000
+# Robust deviations from the median of a magnification.
+OUTLYING = 6
 FINDINGS = [
     "path", "bytes", "modified", "pixels", "error", "mode", "depth", "width", "height", "brightness", "sharpness",
 ]  # fmt: skip
@@ -47,29 +50,31 @@ def find_pictures(root: str | Path) -> Path:
     raise InputError(f"data.root: neither BreaKHis_v1 nor benign and malignant in {str(root)!r}; {HELP}")
 
 
-def with_pixels(table: pd.DataFrame, root: str | Path, store: Path) -> pd.DataFrame:
-    """Adds the column `pixels`, the hash of each decoded picture, and refuses pictures that cannot be read.
+def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
+    """Adds the column `pixels`, the hash of each decoded picture, and refuses pictures that cannot be trained on.
 
     Raises:
         InputError: says how many pictures are missing or broken and names the first ones.
     """
-    findings = inspect(table.path.unique(), find_pictures(root), store)
+    findings = inspect(table.path.unique(), find_pictures(settings.root), store_of(settings))
     bad = findings[findings.error != ""]
     if len(bad):
         first = "; ".join(f"{Path(path).name} {error}" for path, error in zip(bad.path[:3], bad.error))
-        raise InputError(f"data.root: {len(bad)} of {len(findings)} images cannot be read below {root}: {first}")
+        raise InputError(
+            f"data.root: {len(bad)} of {len(findings)} images below {settings.root} cannot be trained on: {first}"
+        )
     return table.assign(pixels=table.path.map(findings.set_index("path").pixels))
 
 
-def known_pixels(table: pd.DataFrame, root: str | Path, store: Path) -> pd.DataFrame:
+def known_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
     """Adds the column `pixels` if an earlier look at all of the pictures is still true; opens no picture."""
-    try:
-        folder = find_pictures(root)
-    except InputError:
+    if not Path(settings.root).is_dir():
         return table
-    paths = table.path.unique()
-    known = _read_store(paths, folder, store)
-    return table.assign(pixels=table.path.map(known.set_index("path").pixels)) if len(known) == len(paths) else table
+    stored = _read_store(store_of(settings))
+    known = _fresh(stored[stored.path.isin(table.path)], find_pictures(settings.root))
+    if len(known) < table.path.nunique():
+        return table
+    return table.assign(pixels=table.path.map(known.set_index("path").pixels))
 
 
 def data_version(table: pd.DataFrame) -> str:
@@ -91,18 +96,18 @@ def inspect(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
         for a good one), mode, depth (bits a channel), width, height (pixels), brightness (mean of grey, 0 to 255) and
         sharpness (variance of grey's Laplacian).
     """
-    known = _read_store(paths, folder, store)
+    stored = _read_store(store)
+    known = _fresh(stored[stored.path.isin(paths)], folder)
     new = sorted(set(paths) - set(known.path))
+    if not new:
+        return known.sort_values("path", ignore_index=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: _inspect_one(folder, path), new)
-        rows = list(tqdm(looks, "checking images", len(new), unit="img", delay=5))
-    if not rows:
-        return known.sort_values("path", ignore_index=True)
-    found = pd.DataFrame(rows, columns=FINDINGS)
-    findings = (pd.concat([known, found]) if len(known) else found).sort_values("path", ignore_index=True)
-    if not findings.error.any():
-        files.write_text(store, findings.to_csv(index=False))
-    return findings
+        found = pd.DataFrame(list(tqdm(looks, "checking images", len(new), unit="img", delay=5)), columns=FINDINGS)
+    others = stored[~stored.path.isin(new)]
+    if not found.error.any():
+        files.write_text(store, pd.concat([others, found] if len(others) else [found]).to_csv(index=False))
+    return (pd.concat([known, found]) if len(known) else found).sort_values("path", ignore_index=True)
 
 
 def _inspect_one(folder: Path, path: str) -> dict:
@@ -114,7 +119,10 @@ def _inspect_one(folder: Path, path: str) -> dict:
         with Image.open(folder / path, formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 return found | {"error": f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"}
-            return found | _look(image) | {"depth": _png_depth(folder / path)}
+            found |= _look(image) | {"depth": _png_depth(folder / path)}
+        if (found["mode"], found["depth"]) != ("RGB", 8):
+            return found | {"error": f"is {found['mode']} of {found['depth']} bits a channel, needed is RGB of 8"}
+        return found
     except FileNotFoundError:
         return found | {"error": "is missing"}
     except Image.UnidentifiedImageError:
@@ -158,25 +166,120 @@ def _stamp(path: Path) -> dict:
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
-def store_of(folds: str | Path) -> Path:
+def store_of(settings: config.Data) -> Path:
     """Where the findings on a data set's pictures are kept: beside its table, or in cache/ if that is read-only."""
-    folds = Path(folds).absolute()
+    place = Path(settings.root, "tree") if settings.folds == "tree" else Path(settings.folds)
+    place = place.absolute()
     # The mode too: root may write to a folder that is marked read-only, and should not.
-    if os.access(folds.parent, os.W_OK) and folds.parent.stat().st_mode & 0o222:
-        return folds.with_suffix(".pixels.csv")
-    return Path("cache") / f"{hashlib.sha256(str(folds).encode()).hexdigest()[:16]}.pixels.csv"
+    if os.access(place.parent, os.W_OK) and place.parent.stat().st_mode & 0o222:
+        return place.with_suffix(".pixels.csv")
+    return Path("cache") / f"{hashlib.sha256(str(place).encode()).hexdigest()[:16]}.pixels.csv"
 
 
-def _read_store(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
-    empty = pd.DataFrame(columns=FINDINGS)
-    if not store.is_file():
-        return empty
-    known = pd.read_csv(store, keep_default_na=False)
-    if list(known.columns) != FINDINGS:
-        return empty
-    known = known[known.path.isin(paths)]
-    return known[[_is_fresh(folder / row.path, row) for row in known.itertuples()]]
+def _read_store(store: Path) -> pd.DataFrame:
+    known = pd.read_csv(store, keep_default_na=False) if store.is_file() else pd.DataFrame(columns=FINDINGS)
+    return known if list(known.columns) == FINDINGS else pd.DataFrame(columns=FINDINGS)
 
 
-def _is_fresh(path: Path, row: tuple) -> bool:
-    return path.is_file() and _stamp(path) == {"bytes": row.bytes, "modified": row.modified}
+def _fresh(known: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Those of the findings whose pictures still have the size and time stamp of then."""
+    fresh = [
+        (folder / row.path).is_file() and _stamp(folder / row.path) == {"bytes": row.bytes, "modified": row.modified}
+        for row in known.itertuples()
+    ]
+    return known[np.array(fresh, bool)]
+
+
+def report(table: pd.DataFrame, findings: pd.DataFrame, folder: Path) -> dict:
+    """What is wrong and what is odd about a data set.
+
+    Args:
+        table: frame of `data.read_table`.
+        findings: frame of `inspect` on all of its pictures.
+        folder: the one that `find_pictures` gives.
+
+    Returns:
+        counts; `errors`, what training refuses, as file -> reason; `warnings`, what it can live with, as kind -> files
+        or groups of files; `data_sha256`, the version of the data, empty where there are errors.
+    """
+    good = findings[findings.error == ""]
+    images = table.drop_duplicates("filename").merge(good, on="path")
+    twins = images.groupby("pixels").filename.agg(list)
+    twins = twins[twins.map(len) > 1]
+    contradictions = images.groupby("pixels").label.nunique().pipe(lambda labels: labels[labels > 1].index)
+    named = set(table.path)
+    on_disk = (path for label in ("benign", "malignant") for path in (folder / label).rglob("*") if path.is_file())
+    repeats = table.filename.value_counts()
+    errors = dict(zip(findings.path.str.rsplit("/", n=1).str[-1], findings.error))
+    errors |= {
+        name: "has the pixels of an image of the other class" for pixels in contradictions for name in twins[pixels]
+    }
+    return {
+        "rows": len(table),
+        "images": int(table.filename.nunique()),
+        "folders": int(table.path.str.rsplit("/", n=2).str[0].nunique()),
+        "slides": int(table.slide.nunique()),
+        "patients": int(table.patient.nunique()),
+        "images_by_rows": {int(rows): int(count) for rows, count in repeats.value_counts().sort_index().items()},
+        "images_by_size": {str(size): int(count) for size, count in _sizes(good).value_counts().items()},
+        "data_sha256": "" if any(errors.values()) else data_version(images),
+        "errors": {name: error for name, error in errors.items() if error},
+        "warnings": {
+            "equal pixels under several names": twins.tolist(),
+            "slide in several subtype folders": _in_several_folders(table),
+            "rows other than five": sorted(repeats[repeats != 5].index) if table.fold.notna().all() else [],
+            "file that no row names": sorted(
+                path.relative_to(folder).as_posix()
+                for path in on_disk
+                if path.relative_to(folder).as_posix() not in named
+            ),
+            "size other than 700 x 460 and 700 x 456": _other_sizes(images),
+            "brightness outlier": _outliers(images, images.brightness),
+            "sharpness outlier": _outliers(images, np.log1p(images.sharpness)),
+        },
+    }
+
+
+def _sizes(findings: pd.DataFrame) -> pd.Series:
+    return findings.width.astype(str) + " x " + findings.height.astype(str)
+
+
+def _other_sizes(images: pd.DataFrame) -> list[str]:
+    sizes = _sizes(images)
+    return (images.filename + ": " + sizes)[~sizes.isin(["700 x 460", "700 x 456"])].tolist()
+
+
+def _in_several_folders(table: pd.DataFrame) -> list[str]:
+    subtypes = table.groupby("slide").subtype.unique()
+    return [f"{slide}: {', '.join(sorted(names))}" for slide, names in subtypes.items() if len(names) > 1]
+
+
+def _outliers(images: pd.DataFrame, values: pd.Series) -> list[str]:
+    """Images further from the median of their magnification than OUTLYING times its robust deviation."""
+    distance = values - values.groupby(images.mag).transform("median")
+    deviation = 1.4826 * distance.abs().groupby(images.mag).transform("median")
+    return sorted(images.filename[distance.abs() > OUTLYING * deviation])
+
+
+def describe(report: dict) -> str:
+    """The report as text for the console: counts, then errors, then warnings, each with its first examples."""
+    lines = [f"{key:<16} {report[key]}" for key in ("rows", "images", "folders", "slides", "patients")]
+    lines += [f"{count:>16} images have {rows} rows" for rows, count in report["images_by_rows"].items()]
+    lines += [f"{count:>16} images of {size} pixels" for size, count in report["images_by_size"].items()]
+    lines += [f"data version     {report['data_sha256'] or 'none: there are errors'}", ""]
+    lines += [f"error: {name} {error}" for name, error in report["errors"].items()]
+    for kind, found in report["warnings"].items():
+        first = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in found[:5])
+        lines += [f"warning: {kind}: {len(found)} ({first}{', ...' if len(found) > 5 else ''})"] if found else []
+    wrong, odd = len(report["errors"]), sum(map(len, report["warnings"].values()))
+    return "\n".join([*lines, "", f"{wrong} errors, which training refuses; {odd} warnings, which it can live with"])
+
+
+def suspects(report: dict, findings: pd.DataFrame) -> pd.DataFrame:
+    """The readable pictures that the report names, as path and `why`."""
+    why = {name: error for name, error in report["errors"].items() if error.startswith("has the pixels")}
+    for kind, found in report["warnings"].items():
+        why |= {name: kind for item in found for name in (item if isinstance(item, list) else [item])}
+    good = findings[findings.error == ""]
+    named = good.assign(why=good.path.str.rsplit("/", n=1).str[-1].map(why))
+    return named.dropna(subset="why")[["path", "why"]]

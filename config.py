@@ -52,7 +52,9 @@ Switch = Annotated[bool, BeforeValidator(lambda value: False if value == "off" e
 
 class Data(Section):
     root: str = Field(min_length=1, description="folder that holds BreaKHis_v1, single or doubled")
-    folds: str = Field(min_length=1, description="table of the images and their official folds")
+    folds: str = Field(
+        min_length=1, description="table of the images and their official folds, or tree to read the folders instead"
+    )
     protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
         description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
     )
@@ -240,10 +242,13 @@ class CommandLine(argparse.ArgumentParser):
         raise InputError(f"{message}; --help tells more")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command's `main` with the shell's arguments; wrong input ends in one line and exit status 2."""
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
+
+    Wrong input ends in one line and exit status 2.
+    """
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

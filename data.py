@@ -6,6 +6,7 @@ python data.py --split split.csv     writes the split as CSV and opens no image
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import config
@@ -19,6 +20,7 @@ import plots
 import splits
 
 COLUMNS = ["fold", "mag", "grp", "filename"]
+ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
 LABELS = ["benign", "malignant"]
 # The code in a file's name -> its class and its folder.
 SUBTYPES = {
@@ -74,8 +76,44 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     table = names.assign(fold=rows.fold.astype(int), grp=rows.grp)
     groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
     check(groups == 1, "an image is both train and test in one fold")
-    order = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
-    return table[order].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
+    return table[ORDER].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
+
+
+def read_tree(folder: Path) -> pd.DataFrame:
+    """Reads the names of the pictures themselves, for archives that come without Folds.csv.
+
+    Args:
+        folder: the one that `audit.find_pictures` gives.
+
+    Returns:
+        The frame of `read_folds` with one row an image; fold and grp are missing, since no name holds them.
+
+    Raises:
+        InputError: there is no picture, or one whose name or place is not BreakHis'.
+    """
+    paths = pd.Series(
+        sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/SOB/*/*/*/*.png")), dtype=str
+    )
+    if paths.empty:
+        raise InputError(f"data.folds=tree: no pictures below {folder}; {audit.HELP}")
+    names = describe(paths.str.rsplit("/", n=1).str[-1])
+    wrong = names.path.isna() | (names.path != paths)
+    if wrong.any():
+        raise InputError(f"data.folds=tree: {folder / paths[wrong.idxmax()]} is not named or placed as BreakHis does")
+    return names.assign(fold=pd.NA, grp=pd.NA)[ORDER].sort_values("filename", ignore_index=True)
+
+
+def read_table(settings: config.Data) -> pd.DataFrame:
+    """Reads Folds.csv, or the folders under `data.folds: tree`; raises InputError as `read_folds` and `read_tree`."""
+    if settings.folds != "tree":
+        return read_folds(settings.folds)
+    if settings.protocol in ("row", "fold"):
+        reason = "is drawn from the rows" if settings.protocol == "row" else "takes the official folds"
+        raise InputError(
+            f"data.protocol={settings.protocol} {reason} of Folds.csv, which folders do not have; "
+            "allowed with data.folds=tree are image, slide and patient"
+        )
+    return read_tree(audit.find_pictures(settings.root))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -153,30 +191,54 @@ def sample_images(table: pd.DataFrame, folder: Path) -> dict:
     return {pair: audit.read_rgb(folder / rows.path.iloc[0]) for pair, rows in table.groupby(["subtype", "mag"])}
 
 
-def main(arguments: list[str]) -> None:
-    """Prints and draws the table and its split."""
+def main(arguments: list[str]) -> int:
+    """Prints and draws the table and its split; returns 1 where the audit finds what training cannot do with."""
     parser = config.CommandLine(__doc__)
     parser.add_argument("--split", metavar="FILE", help="only write the split as CSV; opens no image")
+    parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or odd")
     parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the pictures go (default overview)")
     parser.add_settings()
     args = parser.parse(arguments)
     settings = config.load_settings(args.config, args.overrides)
-
-    table = read_folds(settings.data.folds)
-    table = audit.known_pixels(table, settings.data.root, audit.store_of(settings.data.folds))
+    table = read_table(settings.data)
+    if args.audit:
+        return show_audit(table, settings.data, Path(args.out))
+    table = audit.known_pixels(table, settings.data)
     parts = splits.split(table, settings.data)
     if args.split:
         files.write_text(args.split, splits.to_csv(parts))
         print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
-        return
+    else:
+        show_table(table, parts, settings.data, Path(args.out))
+    return 0
 
-    folder = audit.find_pictures(settings.data.root)
+
+def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, out: Path) -> None:
+    """Prints the counts of the table and its split; draws the distribution and a sheet of sample images."""
+    folder, note = audit.find_pictures(settings.root), notice(settings.root)
     print(summary(table), splits.describe(parts), sep="\n\n")
-    note = notice(settings.data.root)
-    plots.save(plots.split(parts), Path(args.out) / "distribution.png", note)
+    plots.save(plots.split(parts), out / "distribution.png", note)
     sheet = plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
-    plots.save(sheet, Path(args.out) / "samples.png", note)
-    print(f"drawn: {args.out}/distribution.png, {args.out}/samples.png", *([note] if note else []), sep="\n")
+    plots.save(sheet, out / "samples.png", note)
+    print(f"drawn: {out}/distribution.png, {out}/samples.png", *([note] if note else []), sep="\n")
+
+
+def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:
+    """Prints the audit, writes it as JSON, draws the suspicious images; returns the exit status."""
+    folder = audit.find_pictures(settings.root)
+    findings = audit.inspect(table.path.unique(), folder, audit.store_of(settings))
+    report = audit.report(table, findings, folder)
+    files.write_text(out / "audit.json", json.dumps(report, indent=1))
+    print(audit.describe(report), f"\nwritten: {out}/audit.json", end="")
+    suspects = audit.suspects(report, findings).head(60)
+    if len(suspects):
+        images = [audit.read_rgb(folder / path) for path in suspects.path]
+        captions = suspects.path.str.rsplit("/", n=1).str[-1] + "\n" + suspects.why
+        labels = suspects.path.str.split("/").str[0]
+        plots.save(plots.gallery(images, captions, labels, "Suspicious images"), out / "suspicious.png")
+        print(f", {out}/suspicious.png", end="")
+    print()
+    return 1 if report["errors"] else 0
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
     python evaluate.py runs/thesis                           writes runs/thesis/evaluation/
     python evaluate.py runs/thesis/best_model.keras          the same
+    python evaluate.py runs/a runs/b                         both, and runs/comparison.csv and .png
 
 It needs nothing but the run: settings, split and threshold stand in the checkpoint and beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from sklearn import metrics
 from tqdm import tqdm
 
 import audit
+import compare
 import data
 import files
 import model
@@ -35,13 +39,15 @@ SHOWN = 30
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates each run that is named."""
+    """Evaluates each run that is named; several are then compared."""
     parser = config.CommandLine(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or the checkpoint in one")
+    parser.add_argument("--split", metavar="FILE", help="take the test images from this split.csv, not from the run's")
     args = parser.parse(arguments)
     checkpoints = [find_checkpoint(Path(run)) for run in args.runs]
-    for checkpoint in checkpoints:
-        evaluate(checkpoint)
+    results = {checkpoint.parent: evaluate(checkpoint, args.split) for checkpoint in checkpoints}
+    if len(results) > 1:
+        compare.compare(results)
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -52,47 +58,74 @@ def find_checkpoint(run: Path) -> Path:
     return checkpoint
 
 
-def evaluate(checkpoint: Path) -> None:
-    """Predicts the test set of a checkpoint and writes metrics, tables and figures into evaluation/ beside it."""
+def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
+    """Predicts the test set of a checkpoint; writes metrics, tables and figures into evaluation/ beside it.
+
+    Args:
+        checkpoint: of a run.
+        other_split: a split.csv whose test images take the place of the run's own.
+
+    Returns:
+        What is in metrics.json.
+    """
     network, about = model.load(checkpoint)
     settings = about["settings"]
-    table = read_split(checkpoint.with_name("split.csv"))
+    table = read_split(checkpoint.with_name("split.csv"), settings.data.protocol, about["split_sha256"])
+    if other_split:
+        table = with_test_of(table, read_split(Path(other_split)))
     folder = audit.find_pictures(settings.data.root)
-    test = audit.with_pixels(table[table.set == "test"], settings.data.root, audit.store_of(settings.data.folds))
+    test = audit.with_pixels(table[table.set == "test"], settings.data)
 
     predictions = predict(network, test, folder, settings)
-    results = measure(predictions, settings.data.protocol)
-    note = " ".join(filter(None, [data.notice(settings.data.root), RESEARCH_ONLY]))
-    out = checkpoint.with_name("evaluation")
-    report = "\n\n".join([describe(results, predictions), splits.describe(table), note])
-    files.write_text(out / "metrics.json", json.dumps(results, indent=1))
-    files.write_text(out / "report.txt", report + "\n")
-    files.write_text(out / "predictions.csv", predictions[COLUMNS].to_csv(index=False))
-    wrong = predictions[predictions.prediction != predictions.label]
-    files.write_text(out / "misclassified.csv", wrong[COLUMNS].to_csv(index=False))
-    draw(predictions, wrong, folder, out, note)
-    print(report, f"\nevaluation: {out}")
+    results = measure(predictions, settings.data) | {
+        "split": other_split or "of the run",
+        "leaks": splits.leaks(table),
+        "notice": data.notice(settings.data.root),
+    }
+    write(checkpoint.with_name("evaluation"), predictions, results, splits.describe(table), folder)
+    return results
 
 
-def read_split(path: Path) -> pd.DataFrame:
-    """Reads split.csv and adds what the names say (path, mag, subtype, label_int).
+def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFrame:
+    """Reads a split.csv and adds what the names say (path, mag, subtype, label_int).
+
+    Args:
+        path: the file.
+        protocol: the one whose contract it must keep; `row` asks only that the test set is balanced.
+        sha256: of the split that the checkpoint was trained with; any other is refused.
 
     Raises:
-        InputError: the file is missing or no split, or a label, slide or patient contradicts the file's name.
+        InputError: the file is missing or no split, is another one, breaks the contract, or contradicts its names.
     """
     if not path.is_file():
-        raise InputError(f"{path}: the split of the run is missing")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        raise InputError(f"{path}: there is no such split")
+    content = path.read_bytes()
+    came = hashlib.sha256(content).hexdigest()
+    if sha256 and came != sha256:
+        raise InputError(
+            f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}..., came {came[:12]}...);"
+            " to test on other images give --split FILE, and the report will say so"
+        )
+    try:
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise InputError(f"{path}: no CSV in UTF-8: {error}") from None
     if list(table.columns) != splits.COLUMNS:
         raise InputError(f"{path}: columns must be {', '.join(splits.COLUMNS)}, came {', '.join(table.columns[:8])}")
     named = data.describe(table.filename).assign(set=table.set)
     wrong = (named[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)
     if wrong.any():
+        line = wrong.idxmax()
         raise InputError(
-            f"{path}, line {wrong.idxmax() + 2}: contradicts the file's name, or no set: "
-            f"{', '.join(table.loc[wrong.idxmax()])}"
+            f"{path}, line {line + 2}: contradicts the file's name, or no set: {', '.join(table.loc[line])}"
         )
+    splits.check(named, protocol)
     return named
+
+
+def with_test_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The training and validation rows of one split with the test rows of another."""
+    return pd.concat([table[table.set.isin(["train", "valid"])], other[other.set == "test"]], ignore_index=True)
 
 
 def predict(network: keras.Model, rows: pd.DataFrame, folder: Path, settings: config.Settings) -> pd.DataFrame:
@@ -110,12 +143,13 @@ def predict(network: keras.Model, rows: pd.DataFrame, folder: Path, settings: co
     return predictions.assign(prediction=np.where(malignant, "malignant", "benign"))
 
 
-def measure(predictions: pd.DataFrame, protocol: str) -> dict:
+def measure(predictions: pd.DataFrame, settings: config.Data) -> dict:
     """The figures of metrics.json, all of them scikit-learn's; malignant is the positive class."""
     true, predicted = predictions.label, predictions.prediction
     by_class = metrics.classification_report(true, predicted, labels=data.LABELS, output_dict=True, zero_division=0)
     return {
-        "protocol": protocol,
+        "protocol": settings.protocol,
+        "seed": settings.seed,
         "threshold": THRESHOLD,
         "n": len(predictions),
         "slides": int(predictions.slide.nunique()),
@@ -145,7 +179,7 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
     return "\n".join(
         [
             f"protocol {results['protocol']}, {results['n']} test images of {results['slides']} slides and "
-            f"{results['patients']} patients, threshold {results['threshold']}",
+            f"{results['patients']} patients (split {results['split']}), threshold {results['threshold']}",
             "",
             report,
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
@@ -153,6 +187,19 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
             f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
         ]
     )
+
+
+def write(out: Path, predictions: pd.DataFrame, results: dict, leaks: str, folder: Path) -> None:
+    """Writes and prints the report, and writes the tables and figures."""
+    note = " ".join(filter(None, [results["notice"], RESEARCH_ONLY]))
+    report = "\n\n".join([describe(results, predictions), leaks, note])
+    wrong = predictions[predictions.prediction != predictions.label]
+    files.write_text(out / "metrics.json", json.dumps(results, indent=1))
+    files.write_text(out / "report.txt", report + "\n")
+    files.write_text(out / "predictions.csv", predictions[COLUMNS].to_csv(index=False))
+    files.write_text(out / "misclassified.csv", wrong[COLUMNS].to_csv(index=False))
+    draw(predictions, wrong, folder, out, note)
+    print(report, f"\nevaluation: {out}")
 
 
 def draw(predictions: pd.DataFrame, wrong: pd.DataFrame, folder: Path, out: Path, note: str) -> None:

@@ -146,3 +146,30 @@ def sheet(images: dict[tuple[str, int], np.ndarray], subtypes: dict[str, str]) -
     for axis, mag in zip(axes[0], mags):
         axis.set_title(f"{mag}X", fontsize=9)
     return figure
+
+
+def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
+    """Accuracy of each protocol (bar: mean, dots: runs) beside published figures (dashed).
+
+    Args:
+        runs: protocol, accuracy and shared_patient of each run.
+        references: name -> accuracy.
+    """
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    order = list(runs.protocol.unique())
+    leaky = runs.groupby("protocol").shared_patient.mean()[order] > 0
+    colors = {True: "0.7", False: "#009E73"}
+    means = runs.groupby("protocol").accuracy.mean()[order]
+    bars = axis.bar(order, means, color=[colors[leak] for leak in leaky], width=0.6)
+    axis.bar_label(bars, [f"{mean:.1%}" for mean in means], label_type="center", fontsize=9)
+    sns.stripplot(runs, x="protocol", y="accuracy", order=order, color="black", size=4, jitter=0.12, ax=axis, zorder=3)
+    for name, value in references.items():
+        axis.axhline(value, color="0.35", linestyle="--", linewidth=0.9, zorder=0)
+        axis.annotate(
+            f"{name}: {value:.1%}", (1.01, value), xycoords=("axes fraction", "data"), fontsize=8, va="center"
+        )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[leak]) for leak in (True, False)]
+    words = ["test patients also in training", "patients new to the network"]
+    axis.legend(handles, words, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axis.set(xlabel="protocol: what the split keeps whole", ylabel="test accuracy", ylim=(0, 1))
+    return figure

@@ -39,12 +39,12 @@ def main(arguments: list[str]) -> None:
     run = new_run(settings)
 
     # What can be refused is refused before the first long step and before anything is written.
-    table = data.read_folds(settings.data.folds)
+    table = data.read_table(settings.data)
     folder = audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
     device = model.use_device(settings.train.precision)
     network = model.build(settings)
-    table = audit.with_pixels(table, settings.data.root, audit.store_of(settings.data.folds))
+    table = audit.with_pixels(table, settings.data)
     table = splits.split(table, settings.data)
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]

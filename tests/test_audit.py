@@ -1,15 +1,21 @@
+import json
 import os
 import re
 import shutil
+from pathlib import Path
 
+import config
 from config import InputError
 
 import numpy as np
+import pandas as pd
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import audit
 import data
+import splits
 
 NAME = "SOB_B_A-14-101AB-40-001.png"
 
@@ -24,8 +30,13 @@ def picture(own_tree):
     return next(own_tree.rglob(NAME))
 
 
+def options(tree, **changes):
+    values = {"root": tree, "folds": tree / "Folds.csv", **changes}
+    return config.load_settings(None, [f"data.{key}={value}" for key, value in values.items()]).data
+
+
 def look(table, root):
-    return audit.with_pixels(table, root, audit.store_of(root / "Folds.csv"))
+    return audit.with_pixels(table, options(root))
 
 
 def test_equal_pixels_are_found_whatever_the_file(table, own_tree, picture):
@@ -59,7 +70,7 @@ def test_a_broken_picture_is_named_and_nothing_is_kept(table, own_tree, picture,
     spoil(picture)
     with pytest.raises(InputError, match=f"1 of .*{re.escape(words)}"):
         look(table, own_tree)
-    assert not audit.store_of(own_tree / "Folds.csv").exists()
+    assert not audit.store_of(options(own_tree)).exists()
 
 
 def test_a_giant_is_refused_before_it_is_decoded(table, own_tree, picture, monkeypatch):
@@ -81,21 +92,20 @@ def test_pictures_are_opened_once_and_again_when_they_change(table, own_tree, pi
 
 
 def test_known_pixels_opens_nothing_and_believes_only_what_is_fresh(table, own_tree, picture, monkeypatch):
-    store = audit.store_of(own_tree / "Folds.csv")
-    assert "pixels" not in audit.known_pixels(table, own_tree, store)
+    assert "pixels" not in audit.known_pixels(table, options(own_tree))
     first = look(table, own_tree)
     monkeypatch.setattr(audit, "_inspect_one", lambda folder, path: pytest.fail("opened"))
-    assert audit.known_pixels(table, own_tree, store).equals(first)
+    assert audit.known_pixels(table, options(own_tree)).equals(first)
     os.utime(picture, ns=(1, 1))
-    assert "pixels" not in audit.known_pixels(table, own_tree, store)
-    assert "pixels" not in audit.known_pixels(table, own_tree / "nowhere", store)
+    assert "pixels" not in audit.known_pixels(table, options(own_tree))
+    assert "pixels" not in audit.known_pixels(table, options(own_tree, root="nowhere"))
 
 
 def test_findings_beside_a_read_only_table_go_to_the_cache(own_tree):
     own_tree.chmod(0o555)
-    assert audit.store_of(own_tree / "Folds.csv").parts[0] == "cache"
+    assert audit.store_of(options(own_tree)).parts[0] == "cache"
     own_tree.chmod(0o755)
-    assert audit.store_of(own_tree / "Folds.csv").parent == own_tree
+    assert audit.store_of(options(own_tree)).parent == own_tree
 
 
 def test_the_data_version_follows_the_pixels_and_not_the_place(table, own_tree, picture, tmp_path):
@@ -113,6 +123,116 @@ def test_a_root_without_images_says_how_to_go_on(tmp_path, place):
         audit.find_pictures(tmp_path / place)
 
 
-def test_real_images_are_all_read(real_sample, tmp_path):
-    table = audit.with_pixels(data.read_folds(real_sample / "Folds.csv"), real_sample, tmp_path / "store.csv")
+def test_real_images_are_all_read(real_sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = look(data.read_folds(real_sample / "Folds.csv"), real_sample)
     assert table.filename.nunique() == table.pixels.nunique() == 172
+
+
+def test_looking_at_some_pictures_forgets_none_of_the_others(table, own_tree, picture):
+    look(table, own_tree)
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(picture)
+    look(table[table.filename == NAME], own_tree)
+    assert "pixels" in audit.known_pixels(table, options(own_tree))
+
+
+@pytest.fixture
+def audited(own_tree, tmp_path, monkeypatch, capsys):
+    """Runs data.py --audit on the tree; returns its exit status, what it printed and audit.json."""
+    monkeypatch.chdir(tmp_path)
+
+    def call():
+        status = data.main(["--audit", f"data.root={own_tree}", f"data.folds={own_tree}/Folds.csv"])
+        return status, capsys.readouterr().out, json.loads((tmp_path / "overview" / "audit.json").read_text())
+
+    return call
+
+
+def test_the_audit_of_a_sound_tree_counts_and_passes(audited):
+    status, printed, found = audited()
+    assert (status, found["errors"]) == (0, {})
+    counts = [found[key] for key in ("rows", "images", "folders", "slides", "patients")]
+    assert counts == [19 * 4 * 5, 19 * 4, 19, 19, 17]
+    assert found["images_by_rows"] == {"5": 76} and found["images_by_size"] == {"48 x 32": 76}
+    assert len(found["data_sha256"]) == 64 and "0 errors" in printed
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (cut, "is cut short or damaged"),
+    (os.remove, "is missing"),
+    (lambda path: path.write_bytes(b""), "is empty"),
+    (lambda path: Image.open(path).convert("RGBA").save(path), "is RGBA of 8 bits a channel, needed is RGB of 8"),
+    (lambda path: Image.open(path).convert("L").save(path), "is L of 8 bits"),
+    (lambda path: Image.fromarray(np.zeros((32, 48), np.uint16)).save(path), "is I;16 of 16 bits"),
+    (lambda path: write_16_bit_rgb(path), "is RGB of 16 bits"),
+])  # fmt: skip
+def test_what_training_cannot_use_is_an_error_of_the_audit_and_of_training(
+    audited, table, own_tree, picture, spoil, words
+):
+    spoil(picture)
+    status, printed, found = audited()
+    assert status == 1 and list(found["errors"]) == [NAME] and words in found["errors"][NAME]
+    assert f"error: {NAME} {words}" in printed and found["data_sha256"] == ""
+    with pytest.raises(InputError, match=words):
+        look(table, own_tree)
+
+
+def write_16_bit_rgb(path):
+    path.write_bytes(tf.io.encode_png(np.zeros((32, 48, 3), np.uint16)).numpy())
+
+
+def test_oddities_are_warnings(audited, own_tree, picture, tmp_path):
+    other = next(own_tree.rglob("SOB_B_A-14-102-40-001.png"))
+    shutil.copy(picture, other)
+    (picture.parent / "notes.txt").write_text("a stray one")
+    dark = next(own_tree.rglob("SOB_B_F-14-103-100-001.png"))
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(dark)
+    status, printed, found = audited()
+    warnings = found["warnings"]
+    assert status == 0 and found["errors"] == {}
+    assert warnings["equal pixels under several names"] == [[NAME, other.name]]
+    assert [Path(path).name for path in warnings["file that no row names"]] == ["notes.txt"]
+    assert dark.name in warnings["brightness outlier"] and dark.name in warnings["sharpness outlier"]
+    assert f"{NAME} = {other.name}" in printed
+    assert (tmp_path / "overview" / "suspicious.png").is_file()
+
+
+def test_equal_pixels_under_both_labels_are_an_error(audited, own_tree, picture):
+    shutil.copy(picture, next(own_tree.rglob("SOB_M_LC-14-204-40-001.png")))
+    status, _, found = audited()
+    assert status == 1 and set(found["errors"]) == {NAME, "SOB_M_LC-14-204-40-001.png"}
+
+
+def test_repeats_other_than_five_are_named(audited, own_tree):
+    rows = pd.read_csv(own_tree / "Folds.csv")
+    rows.iloc[1:].to_csv(own_tree / "Folds.csv", index=False)
+    _, _, found = audited()
+    assert found["warnings"]["rows other than five"] == [NAME] and found["images_by_rows"] == {"4": 1, "5": 75}
+
+
+def test_the_audit_of_the_real_sample_finds_its_oddities_alone(real_sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = data.read_folds(real_sample / "Folds.csv")
+    folder = audit.find_pictures(real_sample)
+    found = audit.report(table, audit.inspect(table.path.unique(), folder, tmp_path / "store.csv"), folder)
+    assert (found["errors"], found["images"], found["slides"]) == ({}, 172, 25)
+    assert set(found["images_by_size"]) == {"700 x 460", "700 x 456"}
+    assert [line.split(":")[0] for line in found["warnings"]["slide in several subtype folders"]] == ["14-13412"]
+
+
+def test_on_the_real_sample_22549_never_parts_and_a_copy_is_caught(real_sample, tmp_path):
+    """A picture of 14-22549AB copied under a name of another patient joins the two."""
+    root = tmp_path / "sample"
+    shutil.copytree(real_sample, root)
+    original = next(root.rglob("SOB_B_A-14-22549AB-*.png"))
+    copy = next(root.rglob("SOB_B_F-*.png"))
+    copy.chmod(0o644)
+    shutil.copyfile(original, copy)
+    table = look(data.read_folds(root / "Folds.csv"), root)
+    twin = table[table.filename.isin([original.name, copy.name])]
+    assert twin.pixels.nunique() == 1
+    for seed in range(10):
+        parts = splits.split(table, options(root, protocol="patient", test_per_class=10, seed=seed))
+        used = parts[parts.set != "unused"]
+        assert used[used.patient == "14-22549"].set.nunique() <= 1
+        assert used[used.patient.isin(["14-22549", twin.patient.iloc[-1]])].set.nunique() <= 1

@@ -1,5 +1,6 @@
 import re
 
+import config
 from config import InputError
 
 import pandas as pd
@@ -146,7 +147,39 @@ def test_every_depth_of_folder_is_found(tmp_path, depth):
 def test_a_doubled_folder_gives_the_same_images(tree, tmp_path):
     write_tree(tmp_path / "data" / "BreaKHis_v1", fold_rows())
     (tmp_path / "data" / "BreaKHis_v1" / "Folds.csv").rename(tmp_path / "data" / "Folds.csv")
-    table = data.read_folds(tmp_path / "data" / "Folds.csv")
-    doubled = audit.with_pixels(table, tmp_path / "data", tmp_path / "a.csv")
-    single = audit.with_pixels(data.read_folds(tree / "Folds.csv"), tree, tmp_path / "b.csv")
+    doubled, single = (
+        audit.with_pixels(data.read_folds(root / "Folds.csv"), config.load_settings(None, tiny_settings(root)).data)
+        for root in (tmp_path / "data", tree)
+    )
     pd.testing.assert_frame_equal(doubled, single)
+
+
+@pytest.mark.parametrize("protocol", ["image", "slide", "patient"])
+def test_the_folders_give_the_same_split_as_the_table(tree, protocol):
+    texts = []
+    for folds in (tree / "Folds.csv", "tree"):
+        overrides = tiny_settings(tree, f"data.folds={folds}", f"data.protocol={protocol}")
+        settings = config.load_settings(None, overrides).data
+        texts.append(splits.to_csv(splits.split(data.read_table(settings), settings)))
+    assert texts[0] == texts[1]
+
+
+def test_the_folders_give_the_same_images_as_the_table(tree):
+    table, folders = data.read_folds(tree / "Folds.csv"), data.read_tree(audit.find_pictures(tree))
+    columns = ["filename", "path", "mag", "label", "label_int", "subtype", "slide", "patient"]
+    expected = table.drop_duplicates("filename")[columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(folders[columns], expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("protocol, reason", [("row", "drawn from the rows"), ("fold", "takes the official folds")])
+def test_without_the_table_there_are_no_rows_and_folds(tree, protocol, reason):
+    settings = config.load_settings(None, tiny_settings(tree, "data.folds=tree", f"data.protocol={protocol}"))
+    with pytest.raises(InputError, match=reason):
+        data.read_table(settings.data)
+
+
+def test_a_misplaced_picture_in_the_folders_is_named(own_tree):
+    picture = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
+    picture.rename(picture.with_name("SOB_B_A-14-102-40-009.png"))
+    with pytest.raises(InputError, match="SOB_B_A-14-102-40-009.png is not named or placed"):
+        data.read_tree(audit.find_pictures(own_tree))
