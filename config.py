@@ -75,11 +75,12 @@ class Augment(Section):
     shear: Amount = Field(ge=0, le=45, description="degrees to either side, 0 to 45")
     zoom: Amount = Field(ge=0, le=0.9, description="share of the size, in or out, 0 to 0.9")
     flip: Switch = Field(description="mirror half of the images left to right")
+    views: int = Field(ge=1, le=1000, description="warped versions of each image in the feature cache, 1 or more")
 
     @property
     def active(self) -> bool:
-        """Whether any line is on."""
-        return any(self.model_dump().values())
+        """Whether any kind of warp is on."""
+        return any(self.model_dump(exclude={"views"}).values())
 
 
 class Model(Section):
@@ -100,6 +101,10 @@ class Train(Section):
     initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
     maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
     step_size_epochs: int = Field(ge=1, description="epochs from foot to peak, 1 or more")
+    features: Literal["cached", "end_to_end"] = Field(
+        description="cached (the base once an image) or end_to_end (every image through the network each epoch)"
+    )
+    cache_gib: float = Field(gt=0, description="limit of the folder cache/ in GiB; the longest unused goes first")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
     )
@@ -252,3 +257,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 import audit
 import compare
 import data
+import features
 import files
 import model
 import pictures
@@ -76,7 +77,7 @@ def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
     folder = audit.find_pictures(settings.data.root)
     test = audit.with_pixels(table[table.set == "test"], settings.data)
 
-    predictions = predict(network, test, folder, settings)
+    predictions = predict(network, test, settings)
     results = measure(predictions, settings.data) | {
         "split": other_split or "of the run",
         "leaks": splits.leaks(table),
@@ -103,7 +104,7 @@ def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFr
     came = hashlib.sha256(content).hexdigest()
     if sha256 and came != sha256:
         raise InputError(
-            f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}..., came {came[:12]}...);"
+            f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}, came {came[:12]});"
             " to test on other images give --split FILE, and the report will say so"
         )
     try:
@@ -128,19 +129,36 @@ def with_test_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[table.set.isin(["train", "valid"])], other[other.set == "test"]], ignore_index=True)
 
 
-def predict(network: keras.Model, rows: pd.DataFrame, folder: Path, settings: config.Settings) -> pd.DataFrame:
-    """The rows with the probability of malignant and the predicted label; each batch brings its file names along."""
-    batches = pictures.eval_dataset(rows, folder, settings)
+def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> pd.DataFrame:
+    """The rows with the probability of malignant and the predicted label.
+
+    Args:
+        network: the loaded model.
+        rows: with path, pixels, filename and label_int.
+        settings: of the run; `train.features` says whether features come from the cache or pictures go in.
+    """
+    if settings.train.features == "cached":
+        kept = features.pooled(network, rows, settings)
+        batches = features.eval_dataset(kept, rows.label_int.to_numpy(), settings.train.batch_size)
+        probabilities = model.head(network).predict(batches, verbose=0)[:, 0]
+    else:
+        probabilities = predict_pictures(network, rows, settings)
+    predictions = rows.assign(probability=probabilities.astype(float))
+    malignant = predictions.probability >= THRESHOLD
+    return predictions.assign(prediction=np.where(malignant, "malignant", "benign"))
+
+
+def predict_pictures(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> np.ndarray:
+    """The probabilities (rows,) through the whole network; each batch brings its file names along."""
+    batches = pictures.eval_dataset(rows, audit.find_pictures(settings.data.root), settings)
     total = -(-len(rows) // settings.train.batch_size)
     names, probabilities = [], []
     for name, images, _ in tqdm(batches, "predicting", total, unit="batch", delay=5):
         names.extend(name.numpy().astype(str))
-        probabilities.extend(network.predict_on_batch(images)[:, 0].astype(float))
+        probabilities.append(network.predict_on_batch(images)[:, 0])
     if names != rows.filename.tolist():
         raise AssertionError("the predictions came back for other images or in another order")
-    predictions = rows.assign(probability=probabilities)
-    malignant = predictions.probability >= THRESHOLD
-    return predictions.assign(prediction=np.where(malignant, "malignant", "benign"))
+    return np.concatenate(probabilities)
 
 
 def measure(predictions: pd.DataFrame, settings: config.Data) -> dict:

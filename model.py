@@ -8,6 +8,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import config  # first, because it quiets TensorFlow
@@ -23,6 +24,7 @@ import files
 CAFFE_MEAN = [103.939, 116.779, 123.68]
 CPU_INFO = Path("/proc/cpuinfo")
 ABOUT = "breakhis.json"
+HEAD = "head_alone"
 IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
@@ -117,14 +119,33 @@ def _fetch_imagenet() -> Path:
         raise InputError(NO_IMAGENET.format(IMAGENET, str(error).rpartition(": ")[2])) from None
 
 
+def feature_function(model: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The way from `batch` images (batch, size, size, 3), float32, to pooled features (batch, 2048) as one graph.
+
+    XLA compiles it on a GPU; on a CPU it is slower than TensorFlow's own kernels.
+    """
+    part = pooled(model)
+    shape = tf.TensorSpec((batch, *model.input_shape[1:]), tf.float32)
+    on_gpu = bool(tf.config.list_logical_devices("GPU"))
+    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+
+
+def head(model: keras.Model) -> keras.Model:
+    """The part of the model from the pooled features to the probability; its layers are the model's own."""
+    features = keras.Input((2048,), name="features")
+    x = features
+    for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
+        x = layer(x)
+    return keras.Model(features, x, name=HEAD)
+
+
 def pooled(model: keras.Model) -> keras.Model:
     """The part of the model from the pixels to the pooled features (n, 2048), float32."""
     return keras.Model(model.input, model.get_layer("pooling").output)
 
 
-def standardize(model: keras.Model, features: np.ndarray) -> None:
-    """Gives the standardising layer the mean and variance of the training features (n, 2048)."""
-    mean, variance = features.mean(axis=0), features.var(axis=0)
+def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
+    """Gives the standardising layer the mean and variance (2048,) of the training features."""
     # A feature that hardly moves in training would shout at the first new image if it were scaled up by its deviation.
     floor = 1e-3 * variance.mean() + keras.backend.epsilon()
     layer = model.get_layer("standardize")
@@ -167,6 +188,8 @@ def compile_model(model: keras.Model, train: config.Train, rows: int) -> None:
             keras.metrics.Recall(name="recall"),
             keras.metrics.AUC(name="auc"),
         ],
+        # The head's steps are so short that calling each from Python would take longer than the steps themselves.
+        steps_per_execution=64 if model.name == HEAD else 1,
     )
 
 
@@ -189,17 +212,23 @@ class LogRate(keras.callbacks.Callback):
 class KeepBest(keras.callbacks.Callback):
     """Saves the model, with what it says of itself, whenever the validation loss is lower than ever.
 
-    Keras' ModelCheckpoint cannot put anything into the file, and a reader could meet half of it.
+    Keras' ModelCheckpoint cannot put anything into the file, would save the part that is trained where that is the
+    head alone, and a reader could meet half of it.
+
+    Args:
+        whole: the model to save, which shares its layers with the one that is trained.
+        path: of the checkpoint.
+        about: what it says of itself, as `save` takes it.
     """
 
-    def __init__(self, path: Path, about: dict) -> None:
+    def __init__(self, whole: keras.Model, path: Path, about: dict) -> None:
         super().__init__()
-        self.path, self.about, self.best = path, about, math.inf
+        self.whole, self.path, self.about, self.best = whole, path, about, math.inf
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         if logs["val_loss"] < self.best:
             self.best = logs["val_loss"]
-            save(self.model, self.path, {**self.about, "epoch": epoch, "val_loss": self.best})
+            save(self.whole, self.path, {**self.about, "epoch": epoch, "val_loss": self.best})
 
 
 def save(model: keras.Model, path: Path, about: dict) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+# Random numbers that a warp takes: rotation, shear, zoom, flip, shift right and down.
+DRAWS = 6
+
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
     """All epochs of training batches, one behind the other, each epoch in another order and otherwise warped.
@@ -29,12 +32,12 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -
     paths, labels = _paths(rows, folder), _labels(rows)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(rows)), seed=_seed(settings, number, 0))
+        order = epoch_order(len(rows), settings.data.seed, number)
         pictures = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
         pictures = pictures.map(lambda path, label: (read(path, settings.data.image_size), label), tf.data.AUTOTUNE)
         batches = pictures.batch(settings.train.batch_size).enumerate(start=1)
         return batches.map(
-            lambda step, batch: (warp(batch[0], settings.augment, _seed(settings, number, step)), batch[1]),
+            lambda step, batch: (_warp_at(batch[0], settings, number, step), batch[1]),
             tf.data.AUTOTUNE,
         )
 
@@ -72,13 +75,25 @@ def read(path: tf.Tensor, size: int) -> tf.Tensor:
     return tf.ensure_shape(tf.clip_by_value(tf.round(image), 0, 255), (size, size, 3))
 
 
-def warp(images: tf.Tensor, augment: config.Augment, seed: tf.Tensor) -> tf.Tensor:
-    """Rotates, shears, zooms, shifts and mirrors each image at random, as one affine map and one interpolation.
+def decode(paths: list[Path], size: int) -> np.ndarray:
+    """The pictures as `read` gives them, (n, size, size, 3), uint8, decoded on all cores."""
+    images = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    images = images.map(lambda path: tf.cast(read(path, size), tf.uint8), tf.data.AUTOTUNE)
+    return np.concatenate(list(images.batch(32).as_numpy_iterator()))
+
+
+def _warp_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    draws = tf.random.stateless_uniform((tf.shape(images)[0], DRAWS), seed(settings.data.seed, epoch, step), -1.0, 1.0)
+    return warp(images, settings.augment, draws)
+
+
+def warp(images: tf.Tensor, augment: config.Augment, draws: tf.Tensor) -> tf.Tensor:
+    """Rotates, shears, zooms, shifts and mirrors each image, as one affine map and one interpolation.
 
     Args:
         images: (n, size, size, 3), float32.
         augment: the largest amounts; what is 0 or off does not happen.
-        seed: two integers; the same seed warps alike.
+        draws: (n, DRAWS), -1 to 1, which share of each amount an image gets.
 
     Returns:
         Images of the same shape; what comes in from beyond the border is its mirror image.
@@ -87,7 +102,7 @@ def warp(images: tf.Tensor, augment: config.Augment, seed: tf.Tensor) -> tf.Tens
         return images
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=_transforms(tf.shape(images)[0], images.shape[1], augment, seed),
+        transforms=_transforms(images.shape[1], augment, draws),
         output_shape=tf.shape(images)[1:3],
         interpolation="BILINEAR",
         fill_mode="REFLECT",
@@ -95,27 +110,32 @@ def warp(images: tf.Tensor, augment: config.Augment, seed: tf.Tensor) -> tf.Tens
     )
 
 
-def _transforms(count: tf.Tensor, size: int, augment: config.Augment, seed: tf.Tensor) -> tf.Tensor:
-    """(count, 8): for each image the map from the place in the warped image to the place that it shows."""
-    draws = tf.random.stateless_uniform((6, count), seed, -1.0, 1.0)
-    turn = draws[0] * np.deg2rad(augment.rotation)
-    slant = tf.tan(draws[1] * np.deg2rad(augment.shear))
+def _transforms(size: int, augment: config.Augment, draws: tf.Tensor) -> tf.Tensor:
+    """(n, 8): for each image the map from the place in the warped image to the place that it shows."""
+    turn, slant, scale, mirror, right, down = tf.unstack(draws, DRAWS, axis=1)
+    turn = turn * np.deg2rad(augment.rotation)
+    slant = tf.tan(slant * np.deg2rad(augment.shear))
     # A zoom of 0.5 shows from 1/1.5 to 1.5 of the side, as far in as out.
-    scale = (1.0 + augment.zoom) ** draws[2]
-    mirror = tf.where(draws[3] < 0, -1.0, 1.0) if augment.flip else tf.ones((count,))
-    # Rows of rotation x shear x scale; x is mirrored last, so that the other amounts keep their meaning.
+    scale = (1.0 + augment.zoom) ** scale
+    mirror = tf.where(mirror < 0, -1.0, 1.0) if augment.flip else tf.ones_like(mirror)
+    # Rotation x shear x scale; x is mirrored last, so that the other amounts keep their meaning.
     cos, sin = scale * tf.cos(turn), scale * tf.sin(turn)
     a, b = cos * mirror, cos * slant - sin
     c, d = sin * mirror, sin * slant + cos
     middle = (size - 1) / 2
-    x = middle + draws[4] * augment.shift * size - (a + b) * middle
-    y = middle + draws[5] * augment.shift * size - (c + d) * middle
+    x = middle + right * augment.shift * size - (a + b) * middle
+    y = middle + down * augment.shift * size - (c + d) * middle
     return tf.stack([a, b, x, c, d, y, tf.zeros_like(a), tf.zeros_like(a)], axis=1)
 
 
-def _seed(settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    # Step 0 is the order of the epoch; two integers are what TensorFlow's stateless functions take.
-    return tf.stack([tf.cast(settings.data.seed, tf.int64), tf.cast(epoch, tf.int64) * 2**32 + tf.cast(step, tf.int64)])
+def epoch_order(rows: int, run_seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The order of the rows in an epoch, (rows,), int32; a function of seed and epoch alone."""
+    return tf.random.experimental.stateless_shuffle(tf.range(rows), seed=seed(run_seed, epoch, 0))
+
+
+def seed(run_seed: int, epoch: tf.Tensor, step: int | tf.Tensor) -> tf.Tensor:
+    """The two integers from which TensorFlow's stateless functions draw at a step of an epoch; step 0 is its order."""
+    return tf.stack([tf.cast(run_seed, tf.int64), tf.cast(epoch, tf.int64) * 2**32 + tf.cast(step, tf.int64)])
 
 
 def _paths(rows: pd.DataFrame, folder: Path) -> tf.Tensor:

@@ -18,11 +18,12 @@ import config  # first, because it quiets TensorFlow
 from config import InputError
 
 import keras
-import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 import audit
 import data
+import features
 import files
 import model
 import pictures
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
-    folder = audit.find_pictures(settings.data.root)
+    audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
     device = model.use_device(settings.train.precision)
     network = model.build(settings)
@@ -53,24 +54,23 @@ def main(arguments: list[str]) -> None:
     print(settings.to_yaml(), splits.describe(table), f"\ntraining rows after upsampling: {len(rows)}", sep="\n")
     print(f"device: {device}", *([note] if note else []), sep="\n")
 
+    trained, batches, valid_batches = prepare(network, rows, valid, settings)
     files.write_text(run / "config.yaml", settings.to_yaml())
     files.write_text(run / "split.csv", splits.to_csv(table))
     files.write_text(run / "environment.json", json.dumps(environment(settings, table, network, device), indent=1))
     plots.save(plots.split(table), run / "split.png", note)
 
-    if settings.model.standardize:
-        model.standardize(network, pooled_features(network, train, folder, settings))
-    model.compile_model(network, settings.train, len(rows))
     steps = -(-len(rows) // settings.train.batch_size)
-    network.fit(
-        pictures.train_dataset(rows, folder, settings),
+    model.compile_model(trained, settings.train, len(rows))
+    trained.fit(
+        batches,
         epochs=settings.train.epochs,
         steps_per_epoch=steps,
-        validation_data=pictures.without_names(pictures.eval_dataset(valid, folder, settings)),
+        validation_data=valid_batches,
         callbacks=[
             # First, so that the others find the rate among the logs.
             model.LogRate(model.cyclical_rate(settings.train, len(rows)), steps),
-            model.KeepBest(run / "best_model.keras", about(settings, table)),
+            model.KeepBest(network, run / "best_model.keras", about(settings, table)),
             keras.callbacks.CSVLogger(run / "history.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
             keras.callbacks.TerminateOnNaN(),
@@ -78,6 +78,24 @@ def main(arguments: list[str]) -> None:
     )
     plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", note)
     print(f"run: {run}")
+
+
+def prepare(
+    network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings
+) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset]:
+    """What is trained, on what, and validated on what: the head on cached features, or the network on pictures."""
+    cached = settings.train.features == "cached"
+    kept = features.pooled(network, rows, settings, augmented=cached and settings.augment.active)
+    if settings.model.standardize:
+        model.standardize(network, *features.statistics(kept))
+    if not cached:
+        folder = audit.find_pictures(settings.data.root)
+        valid_batches = pictures.without_names(pictures.eval_dataset(valid, folder, settings))
+        return network, pictures.train_dataset(rows, folder, settings), valid_batches
+    valid_kept = features.pooled(network, valid, settings)
+    batches = features.train_dataset(kept, rows.label_int.to_numpy(), settings)
+    valid_batches = features.eval_dataset(valid_kept, valid.label_int.to_numpy(), settings.train.batch_size)
+    return model.head(network), batches, valid_batches
 
 
 def new_run(settings: config.Settings) -> Path:
@@ -89,13 +107,6 @@ def new_run(settings: config.Settings) -> Path:
     if run.exists():
         raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
     return run
-
-
-def pooled_features(network: keras.Model, train: pd.DataFrame, folder: Path, settings: config.Settings) -> np.ndarray:
-    """The pooled features (n, 2048) of each training image, once and unwarped."""
-    images = pictures.eval_dataset(train.drop_duplicates("filename"), folder, settings)
-    print("features of the training images, to standardise them by:")
-    return model.pooled(network).predict(images.map(lambda name, image, label: image))
 
 
 def about(settings: config.Settings, table: pd.DataFrame) -> dict:

@@ -93,7 +93,7 @@ def test_the_positive_class_is_malignant():
         "label": ["benign"] * 4 + ["malignant"] * 4, "prediction": ["benign"] * 3 + ["malignant"] * 3 + ["benign"] * 2,
         "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.4, 0.45], "slide": "s", "patient": "p",
     })  # fmt: skip
-    found = evaluate.measure(predictions, "patient")
+    found = evaluate.measure(predictions, config.load_settings().data)
     assert found["confusion_matrix"] == [[3, 1], [2, 2]]
     assert found["per_class"]["malignant"] == {
         "precision": 2 / 3,
@@ -124,7 +124,7 @@ def test_a_checkpoint_in_a_run_is_as_good_as_its_folder(copy):
     assert (copy / "evaluation" / "metrics.json").read_text() == expected
 
 
-def test_predictions_in_another_order_are_never_passed_on(run, tree, monkeypatch):
+def test_predictions_in_another_order_are_never_passed_on(run, monkeypatch):
     rows = data.describe(pd.read_csv(run / "split.csv").filename).head(20)
     network, about = model.load(run / "best_model.keras")
     eval_dataset = pictures.eval_dataset
@@ -132,7 +132,17 @@ def test_predictions_in_another_order_are_never_passed_on(run, tree, monkeypatch
         pictures, "eval_dataset", lambda *args: eval_dataset(*args).map(lambda n, i, y: (n[::-1], i, y))
     )
     with pytest.raises(AssertionError, match="other images or in another order"):
-        evaluate.predict(network, rows, audit.find_pictures(tree), about["settings"])
+        evaluate.predict_pictures(network, rows, about["settings"])
+
+
+def test_features_and_pictures_give_the_same_predictions(run):
+    network, about = model.load(run / "best_model.keras")
+    rows = data.describe(pd.read_csv(run / "split.csv").filename).sample(30, random_state=1)
+    rows = audit.with_pixels(rows, about["settings"].data)
+    through_pictures = evaluate.predict_pictures(network, rows, about["settings"])
+    np.testing.assert_allclose(
+        evaluate.predict(network, rows, about["settings"]).probability, through_pictures, atol=1e-6
+    )
 
 
 def change(path, old, new):
@@ -145,10 +155,10 @@ def change(path, old, new):
     (lambda run: shutil.rmtree(run), "no checkpoint 'runs/tiny'"),
     (lambda run: (run / "best_model.keras").unlink(), "no checkpoint 'runs/tiny/best_model.keras'"),
     (lambda run: (run / "best_model.keras").write_bytes(b"PK\x03\x04 half"), "damaged"),
-    (lambda run: (run / "split.csv").unlink(), "the split of the run is missing"),
-    (lambda run: (run / "split.csv").write_text("filename,set\n"), "columns must be"),
-    (lambda run: change(run / "split.csv", "benign,14-101AB", "malignant,14-101AB"), "contradicts the file's name"),
-    (lambda run: change(run / "split.csv", ",test\n", ",exam\n"), "exam"),
+    (lambda run: (run / "split.csv").unlink(), "there is no such split"),
+    (lambda run: (run / "split.csv").write_text("filename,set\n"), "not the split that the checkpoint was trained with"),
+    (lambda run: change(run / "split.csv", "benign,14-101AB", "malignant,14-101AB"), "not the split"),
+    (lambda run: change(run / "split.csv", ",test\n", ",exam\n"), "not the split"),
 ])  # fmt: skip
 def test_a_spoiled_run_is_refused_in_one_line(copy, monkeypatch, capsys, spoil, words):
     spoil(copy)
@@ -164,3 +174,60 @@ def test_every_run_is_looked_for_before_any_is_evaluated(copy):
     with pytest.raises(InputError, match="runs/other"):
         evaluate.main(["runs/tiny", "runs/other"])
     assert not (copy / "evaluation").exists()
+
+
+def split_file(run, path, old="", new=""):
+    text = (run / "split.csv").read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("filename,label", "name,label", "columns must be"),
+    ("benign,14-101AB", "malignant,14-101AB", "contradicts the file's name"),
+    (",test\n", ",exam\n", "exam"),
+    (",test\n", ",train\n", "as many of each"),
+    ("filename", "\x00", "columns must be"),
+])  # fmt: skip
+def test_a_wrong_split_file_is_refused(run, tmp_path, old, new, words):
+    with pytest.raises(InputError, match=words):
+        evaluate.read_split(split_file(run, tmp_path / "other.csv", old, new))
+
+
+def test_a_split_that_breaks_its_protocol_is_refused_when_loaded(run, tmp_path):
+    path = split_file(run, tmp_path / "split.csv")
+    lines = path.read_text().splitlines()
+    leaked = next(line for line in lines if line.endswith(",test")).removesuffix("test") + "train"
+    path.write_text("\n".join([*lines, leaked]) + "\n")
+    with pytest.raises(InputError, match="stands in test and train"):
+        evaluate.read_split(path, "image")
+
+
+def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
+    """The new test set is taken from the training images: the report must say that all of them were trained on."""
+    table = pd.read_csv(copy / "split.csv")
+    train = table[table.set == "train"].groupby("label").head(10).index
+    swapped = table.assign(
+        set=np.where(table.index.isin(train), "test", np.where(table.set == "test", "train", table.set))
+    )
+    swapped.to_csv(tmp_path / "other.csv", index=False)
+    evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
+    found = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    predicted = pd.read_csv(copy / "evaluation" / "predictions.csv")
+    assert set(predicted.filename) == set(table.filename[train])
+    assert found["split"] == str(tmp_path / "other.csv") and found["leaks"]["shared"]["image"] == 1.0
+    report = (copy / "evaluation" / "report.txt").read_text()
+    assert "other.csv" in report and "100.0% of the test images were trained on" in report
+
+
+def test_the_leaks_of_the_split_are_in_the_metrics(run):
+    leaks = json.loads((run / "evaluation" / "metrics.json").read_text())["leaks"]
+    split = pd.read_csv(run / "split.csv")
+    train, test = split[split.set == "train"], split[split.set == "test"]
+    expected = {
+        key: test[column].isin(train[column]).mean()
+        for key, column in {"image": "filename", "slide": "slide", "patient": "patient"}.items()
+    }
+    assert leaks["shared"] == pytest.approx(expected)
+    assert leaks["sets"]["test"]["benign"]["patients"] == test[test.label == "benign"].patient.nunique()

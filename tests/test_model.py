@@ -25,6 +25,10 @@ def pixels():
     return np.random.RandomState(0).randint(0, 256, (6, 32, 32, 3)).astype(np.float32)
 
 
+def statistics(features):
+    return features.mean(axis=0), features.var(axis=0)
+
+
 @pytest.fixture
 def network(settings):
     return model.build(settings)
@@ -35,7 +39,7 @@ def saved(tree, pixels, tmp_path_factory):
     """A checkpoint, and what its model predicted before it was saved."""
     settings = config.load_settings(None, tiny_settings(tree))
     network = model.build(settings)
-    model.standardize(network, model.pooled(network).predict(pixels, verbose=0))
+    model.standardize(network, *statistics(model.pooled(network).predict(pixels, verbose=0)))
     model.compile_model(network, settings.train, 32)
     network.fit(pixels, np.array([[0], [1], [0], [1], [0], [1]]), verbose=0)
     path = tmp_path_factory.mktemp("run") / "best_model.keras"
@@ -95,7 +99,7 @@ def test_fewer_rows_than_a_batch_still_have_a_rate():
 def test_standardised_features_have_mean_0_and_deviation_1(network, pixels):
     features = np.random.RandomState(1).gamma(2.0, 3.0, (500, 2048)).astype(np.float32)
     features[:, 7] = 0
-    model.standardize(network, features)
+    model.standardize(network, *statistics(features))
     out = network.get_layer("standardize")(features).numpy()
     assert np.abs(out.mean(axis=0)).max() < 1e-3
     assert np.abs(np.delete(out, 7, axis=1).std(axis=0) - 1).max() < 1e-3
@@ -267,7 +271,7 @@ def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
 def test_the_best_epoch_is_kept_by_validation_loss(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(model, "save", lambda network, path, about: kept.append(about))
-    keeper = model.KeepBest(tmp_path / "best_model.keras", {"split_sha256": "abc"})
+    keeper = model.KeepBest(None, tmp_path / "best_model.keras", {"split_sha256": "abc"})
     for epoch, loss in enumerate([0.9, 0.5, 0.6, float("nan"), 0.4]):
         keeper.on_epoch_end(epoch, {"val_loss": loss})
     assert [(about["epoch"], about["val_loss"]) for about in kept] == [(0, 0.9), (1, 0.5), (4, 0.4)]

@@ -13,7 +13,7 @@ import data
 import pictures
 import splits
 
-OFF = {"rotation": 0.0, "shift": 0.0, "shear": 0.0, "zoom": 0.0, "flip": False}
+OFF = {"views": 1, "rotation": 0.0, "shift": 0.0, "shear": 0.0, "zoom": 0.0, "flip": False}
 
 
 def augment(**changes):
@@ -29,6 +29,10 @@ def rows(tree):
 @pytest.fixture(scope="module")
 def folder(tree):
     return audit.find_pictures(tree)
+
+
+def draws(count, seed=0):
+    return tf.constant(np.random.RandomState(seed).uniform(-1, 1, (count, pictures.DRAWS)).astype(np.float32))
 
 
 @pytest.fixture
@@ -117,12 +121,12 @@ def test_warping_differs_between_epochs_and_never_reaches_eval(tree, rows, folde
 
 
 def test_nothing_on_changes_nothing(image):
-    assert (pictures.warp(tf.constant(image), augment(), tf.constant([1, 2])) == image).numpy().all()
+    assert (pictures.warp(tf.constant(image), augment(), draws(len(image))) == image).numpy().all()
 
 
 def test_flip_mirrors_left_to_right_about_half_of_them(image):
     many = tf.constant(np.repeat(image[:1], 200, axis=0))
-    flipped = pictures.warp(many, augment(flip=True), tf.constant([1, 2])).numpy()
+    flipped = pictures.warp(many, augment(flip=True), draws(200)).numpy()
     mirrored = np.isclose(flipped, image[0][:, ::-1], atol=1e-2).all(axis=(1, 2, 3))
     kept = np.isclose(flipped, image[0], atol=1e-2).all(axis=(1, 2, 3))
     assert (mirrored ^ kept).all() and 60 < mirrored.sum() < 140
@@ -130,9 +134,9 @@ def test_flip_mirrors_left_to_right_about_half_of_them(image):
 
 @pytest.mark.parametrize("kind, amount", [("rotation", 40), ("shift", 0.2), ("shear", 20), ("zoom", 0.3)])
 def test_the_warp_is_scipys_affine_map_of_the_documented_amount(image, kind, amount):
-    options, seed = augment(**{kind: float(amount)}), tf.constant([3, 4])
-    warped = pictures.warp(tf.constant(image), options, seed).numpy()
-    for which, matrix in enumerate(pictures._transforms(tf.constant(2), 64, options, seed).numpy()):
+    options, drawn = augment(**{kind: float(amount)}), draws(2)
+    warped = pictures.warp(tf.constant(image), options, drawn).numpy()
+    for which, matrix in enumerate(pictures._transforms(64, options, drawn).numpy()):
         a, b, x, c, d, y = matrix[:6]
         # SciPy counts rows first.
         expected = np.stack([
@@ -151,7 +155,7 @@ def test_the_warp_is_scipys_affine_map_of_the_documented_amount(image, kind, amo
 
 def test_warping_is_not_the_same_for_every_image(image):
     twice = tf.constant(np.repeat(image[:1], 2, axis=0))
-    warped = pictures.warp(twice, augment(rotation=40.0), tf.constant([3, 4])).numpy()
+    warped = pictures.warp(twice, augment(rotation=40.0), draws(2)).numpy()
     assert not np.allclose(warped[0], warped[1])
 
 

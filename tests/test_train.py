@@ -6,7 +6,6 @@ from pathlib import Path
 
 import config
 
-import keras
 import pandas as pd
 import pytest
 from conftest import fold_rows, tiny_settings, write_tree
@@ -149,19 +148,9 @@ def test_another_python_is_told_which(tmp_path):
     assert told.returncode == 2 and "Python 3.9, 3.10 or 3.11 is needed" in told.stderr and told.stderr.count("\n") == 1
 
 
-def test_features_for_standardising_come_once_an_image(tree, tmp_path, monkeypatch):
-    settings = config.load_settings(None, tiny_settings(tree))
-    rows = pd.concat([train.data.read_folds(tree / "Folds.csv")] * 2)
-    seen = []
-    monkeypatch.setattr(keras.Model, "predict", lambda self, batches: seen.extend(len(batch) for batch in batches))
-    network = train.model.build(settings)
-    train.pooled_features(network, rows, train.audit.find_pictures(tree), settings)
-    assert sum(seen) == rows.filename.nunique()
-
-
-def test_one_run_on_pictures_without_upsampling(tmp_path):
+def test_one_run_end_to_end_without_upsampling(tmp_path):
     write_tree(tmp_path / "breakhis", fold_rows(images=1))
-    told = shell("train.py", *tiny_settings(tmp_path / "breakhis", "data.upsample=false", "model.standardize=false",
+    told = shell("train.py", *tiny_settings(tmp_path / "breakhis", "data.upsample=false", "train.features=end_to_end",
                                             "train.epochs=1", "train.run=auto"), cwd=tmp_path)  # fmt: skip
     assert told.returncode == 0, told.stderr
     name = told.stdout.splitlines()[-1].removeprefix("run: ")

@@ -1,0 +1,350 @@
+"""The frozen base, run once for each image and view and kept on disk under cache/.
+
+With a frozen base the pooled features of a picture never change, so every epoch, every repeated row and every later run
+with the same base reads them instead of running the network again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import config
+from config import InputError
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from filelock import FileLock, Timeout
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+
+import audit
+import files
+import model
+import pictures
+
+CACHE = Path("cache")
+CHUNK = 256
+# One shape for every pass: one graph, and a picture's features do not hang on how many came with it.
+BATCH = 32
+# Changes whenever the same settings would give other numbers than before.
+VERSION = 1
+WIDTH = 2048
+
+
+class Store:
+    """Arrays of one shape on disk, found by name, in chunks that are there as a whole or not at all.
+
+    The arrays stand in one memory-mapped file, chunk after chunk; beside it each chunk has an index file with its
+    names and its checksum, which is written last and by renaming, so that what a killed process left is not seen.
+
+    Args:
+        folder: of the store; made when the first chunk is added.
+        shape: of one array.
+        dtype: of the arrays.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: type) -> None:
+        self.folder, self.shape, self.dtype = folder, shape, np.dtype(dtype)
+        self.item_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        self.chunks: dict[int, list[str]] = {}
+        self.places: dict[str, int] = {}
+        self.checked: set[int] = set()
+
+    def missing(self, names: list[str]) -> list[str]:
+        """Those of the names that have no array here; a chunk whose checksum is wrong is given up first."""
+        self._read_index()
+        for chunk in sorted({self.places[name] // CHUNK for name in names if name in self.places} - self.checked):
+            self._check(chunk)
+        return [name for name in names if name not in self.places]
+
+    def add(self, names: list[str], arrays: np.ndarray) -> None:
+        """Writes one chunk of at most CHUNK arrays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = np.ascontiguousarray(arrays, self.dtype).tobytes()
+        with FileLock(self.folder / "write.lock"):
+            self._read_index()
+            chunk = next(number for number in itertools.count() if number not in self.chunks)
+            with open(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+                file.seek(chunk * CHUNK * self.item_bytes)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            index = {"names": names, "sha256": hashlib.sha256(content).hexdigest()}
+            files.write_text(self._index(chunk), json.dumps(index))
+        self.checked.add(chunk)
+        self._read_index()
+
+    def read(self, names: list[str]) -> np.ndarray:
+        """A copy of the arrays of these names, in their order."""
+        return np.stack([self.memmap()[self.places[name]] for name in names])
+
+    def memmap(self) -> np.ndarray:
+        """All arrays as one read-only memory map (places, *shape); `places` says which is whose."""
+        count = self._data.stat().st_size // self.item_bytes
+        return np.memmap(self._data, self.dtype, "r", shape=(count, *self.shape))
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "arrays.bin"
+
+    def _index(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:06}.json"
+
+    def _read_index(self) -> None:
+        found = {int(path.stem): path for path in self.folder.glob("[0-9]*.json")}
+        self.chunks = {chunk: names for chunk, names in self.chunks.items() if chunk in found}
+        for chunk in found.keys() - self.chunks.keys():
+            self.chunks[chunk] = json.loads(found[chunk].read_text())["names"]
+        self.places = {
+            name: chunk * CHUNK + row for chunk, names in sorted(self.chunks.items()) for row, name in enumerate(names)
+        }
+
+    def _check(self, chunk: int) -> None:
+        index = json.loads(self._index(chunk).read_text())
+        with self._data.open("rb") as file:
+            file.seek(chunk * CHUNK * self.item_bytes)
+            content = file.read(len(index["names"]) * self.item_bytes)
+        if hashlib.sha256(content).hexdigest() != index["sha256"]:
+            tqdm.write(f"cache: chunk {chunk} of {self.folder} is damaged and is given up")
+            self._index(chunk).unlink()
+            self._read_index()
+        self.checked.add(chunk)
+
+
+class Features(NamedTuple):
+    """Pooled features of some rows: row r's view v is array[places[r, v]].
+
+    Attributes:
+        array: memory map (any number, 2048), float32.
+        places: (rows, views), int64.
+    """
+
+    array: np.ndarray
+    places: np.ndarray
+
+
+class Pass(NamedTuple):
+    """One pass of one view of one picture through the base."""
+
+    name: str
+    path: str
+    pixels: str
+    view: int
+
+
+def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
+    """The base's pooled output for each row, from the cache or computed into it.
+
+    Args:
+        network: of `model.build`; only its part up to the pooling counts.
+        rows: with path and pixels; rows of equal pixels share their features.
+        settings: of the run.
+        augmented: whether to take `augment.views` warped views of each picture in place of the plain one. A view's
+            warp hangs on the seed, the picture and the view's number alone: more views leave the first as they are.
+
+    Raises:
+        InputError: the cache's limit or the disk is too small.
+    """
+    views = settings.augment.views if augmented else 1
+    pictures_once = rows.drop_duplicates("pixels").sort_values("path")
+    passes = [
+        Pass(f"{row.pixels}-{view}", row.path, row.pixels, view)
+        for row in pictures_once.itertuples()
+        for view in range(views)
+    ]
+    store = Store(CACHE / f"features-{key(network, settings, augmented)}", (WIDTH,), np.float32)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(store.folder):
+        _complete(store, passes, network, settings, augmented)
+    places = [[store.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
+    return Features(store.memmap(), np.array(places))
+
+
+def key(network: keras.Model, settings: config.Settings, augmented: bool) -> str:
+    """A hash of all that features hang on beside the pixels: another setting never meets old features."""
+    base = network.get_layer("resnet50")
+    says = {
+        "version": VERSION,
+        "weights": model.weights_hash(base),
+        "image_size": settings.data.image_size,
+        "precision": base.layers[-1].compute_dtype,
+        "augment": settings.augment.model_dump(exclude={"views"}) if augmented else None,
+        "seed": settings.data.seed if augmented else None,
+    }
+    return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; a process that computes the same features is waited for, not repeated."""
+    lock = FileLock(folder / "compute.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"features: another run computes them, waiting for it ({folder})", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _complete(
+    store: Store, passes: list[Pass], network: keras.Model, settings: config.Settings, augmented: bool
+) -> None:
+    missing = set(store.missing([item.name for item in passes]))
+    todo = [item for item in passes if item.name in missing]
+    what = "augmented views" if augmented else "pictures"
+    print(
+        f"features of {len(passes)} {what}: {len(passes) - len(todo)} in the cache, {len(todo)} passes to do",
+        flush=True,
+    )
+    sources = Store(CACHE / f"pictures-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8)
+    for folder in (store.folder, sources.folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "used").touch()
+    if not todo:
+        return
+    folder = audit.find_pictures(settings.data.root)
+    fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
+    needed = len(todo) * store.item_bytes + len(fresh) * sources.item_bytes
+    make_room(needed, settings.train.cache_gib, [store.folder, sources.folder])
+    base = model.feature_function(network, BATCH)
+    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
+        # The next chunk is read and decoded while the base works on this one.
+        ahead = reader.submit(_read, chunks[0], sources, folder)
+        for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
+            images = ahead.result()
+            if following:
+                ahead = reader.submit(_read, following, sources, folder)
+            augment = settings.augment if augmented else None
+            store.add([item.name for item in chunk], _run(base, chunk, images, augment, settings.data.seed, bar))
+
+
+def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:
+    """The chunk's pictures under their pixels' names, (size, size, 3), uint8; decoded only if never seen before."""
+    paths = {item.pixels: folder / item.path for item in chunk}
+    new = sources.missing(list(paths))
+    if new:
+        decoded = pictures.decode([paths[pixels] for pixels in new], sources.shape[0])
+        sources.add(new, decoded)
+    return dict(zip(paths, sources.read(list(paths))))
+
+
+def _run(
+    base: Callable, chunk: list[Pass], images: dict, augment: config.Augment | None, seed: int, bar: tqdm
+) -> np.ndarray:
+    """The features (len(chunk), 2048) of the chunk's passes, in batches of BATCH, the last one filled up with zeros."""
+    features = []
+    for start in range(0, len(chunk), BATCH):
+        batch = chunk[start : start + BATCH]
+        filled = np.zeros((BATCH, *images[batch[0].pixels].shape), np.float32)
+        filled[: len(batch)] = [images[item.pixels] for item in batch]
+        if augment:
+            draws = [_draws(item, seed) for item in batch] + [np.zeros(pictures.DRAWS)] * (BATCH - len(batch))
+            filled = pictures.warp(tf.constant(filled), augment, tf.constant(np.array(draws, np.float32)))
+        features.append(base(tf.constant(filled)).numpy()[: len(batch)])
+        bar.update(len(batch))
+    return np.concatenate(features)
+
+
+def _draws(item: Pass, seed: int) -> np.ndarray:
+    # The generator's stream is one that NumPy promises never to change.
+    digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, pictures.DRAWS)
+
+
+def make_room(needed: int, limit_gib: float, keep: list[Path]) -> None:
+    """Deletes cache entries, the longest unused first, until `needed` bytes fit below the limit.
+
+    Args:
+        needed: bytes that will be written.
+        limit_gib: of the whole of cache/.
+        keep: entries that are not deleted.
+
+    Raises:
+        InputError: the entries to keep and the new bytes exceed the limit, or the disk has not that much free space.
+    """
+    entries = sorted((folder for folder in CACHE.iterdir() if folder.is_dir()), key=_last_use)
+    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in entries}
+    limit = int(limit_gib * 2**30)
+    for folder in entries:
+        if sum(sizes.values()) + needed <= limit:
+            break
+        if folder not in keep:
+            print(f"cache: {folder} is deleted to stay below {limit_gib:g} GiB")
+            shutil.rmtree(folder)
+            del sizes[folder]
+    total = sum(sizes.values()) + needed
+    if total > limit:
+        raise InputError(
+            f"train.cache_gib: the features of this run need {total / 2**30:.2f} GiB, allowed are {limit_gib:g}"
+        )
+    free = shutil.disk_usage(CACHE).free
+    if free < needed:
+        raise InputError(
+            f"cache/: {needed / 2**30:.2f} GiB are needed for features, {free / 2**30:.2f} are free on the disk"
+        )
+
+
+def _last_use(folder: Path) -> float:
+    used = folder / "used"
+    return used.stat().st_mtime if used.exists() else 0.0
+
+
+def statistics(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (2048,) of the features, each picture and view counted once whatever its number of rows."""
+    scaler = StandardScaler()
+    places = np.unique(features.places)
+    for start in range(0, len(places), 4096):
+        scaler.partial_fit(features.array[places[start : start + 4096]])
+    return scaler.mean_, scaler.var_
+
+
+def train_dataset(features: Features, labels: np.ndarray, settings: config.Settings) -> tf.data.Dataset:
+    """All epochs of training batches of features, in the order of `pictures.train_dataset`, each row in a random view.
+
+    Args:
+        features: of the training rows.
+        labels: (rows,), 0 or 1.
+        settings: of the run.
+
+    Returns:
+        Batches of features (n, 2048) and labels (n, 1), float32; the last batch of an epoch may be smaller.
+    """
+    rows, views = features.places.shape
+    places, labels = tf.constant(features.places), tf.constant(labels[:, None], tf.float32)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = pictures.epoch_order(rows, settings.data.seed, number)
+        view = tf.random.stateless_uniform((rows,), pictures.seed(settings.data.seed, number, 1), 0, views, tf.int32)
+        chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
+        return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
+
+    batches = tf.data.Dataset.range(settings.train.epochs).flat_map(epoch)
+    return batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE).prefetch(64)
+
+
+def eval_dataset(features: Features, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The first view of every row once, in its order; arguments and batches as those of `train_dataset`."""
+    pairs = (tf.constant(features.places[:, 0]), tf.constant(labels[:, None], tf.float32))
+    batches = tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size)
+    return batches.map(lambda where, label: (_gather(features.array, where), label)).prefetch(tf.data.AUTOTUNE)
+
+
+def _gather(array: np.ndarray, where: tf.Tensor) -> tf.Tensor:
+    # From the memory map, batch by batch, so that the features never have to fit into memory.
+    gathered = tf.numpy_function(lambda places: array[places], [where], tf.float32, stateful=False)
+    return tf.ensure_shape(gathered, (None, WIDTH))
