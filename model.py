@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import statistics
+import timeit
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -46,8 +48,8 @@ def use_device(precision: str) -> str:
     """Prepares the GPUs or the CPU and sets Keras' precision.
 
     Args:
-        precision: float32, bfloat16, float16, or auto: float16 on GPUs with tensor cores, bfloat16 on CPUs that
-            multiply it in hardware, else float32.
+        precision: float32, bfloat16, float16, or auto: float16 on GPUs with tensor cores, bfloat16 on CPUs that have
+            it in hardware and multiply it faster than float32 (measured in a moment), else float32.
 
     Returns:
         One line that names the device and the precision.
@@ -67,7 +69,17 @@ def _fast_precision(gpus: list) -> str:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         return "float16" if capability >= (7, 0) else "float32"
     flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
-    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
+    # Some processors that know bfloat16 multiply it more slowly than float32, so the instruction alone says little.
+    return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
+
+
+def _seconds(precision: str) -> float:
+    """How long a product of two matrices takes, the median of five."""
+    matrix = tf.cast(tf.random.stateless_uniform((1024, 1024), (0, 0)), precision)
+    product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
+    product()
+    return statistics.median(timeit.repeat(lambda: product().numpy(), number=1, repeat=5))
 
 
 def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:

@@ -242,15 +242,23 @@ def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
         model.build(config.load_settings(None, tiny_settings(tree, "model.weights=imagenet")))
 
 
-@pytest.mark.parametrize(
-    "flags, precision", [("fpu avx512f", "float32"), ("fpu avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16")]
-)
-def test_auto_precision_follows_the_cpu(tmp_path, monkeypatch, flags, precision):
+@pytest.mark.parametrize("flags, ratio, precision", [
+    ("fpu avx512f", 0.5, "float32"),
+    ("fpu avx512_bf16", 0.5, "bfloat16"),
+    ("amx_bf16", 0.5, "bfloat16"),
+    ("amx_bf16 avx512_bf16", 1.9, "float32"),
+])  # fmt: skip
+def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypatch, flags, ratio, precision):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(model, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(model, "_seconds", {"bfloat16": ratio, "float32": 1.0}.get)
     assert model._fast_precision([]) == precision
     monkeypatch.setattr(model, "CPU_INFO", tmp_path / "none")
     assert model._fast_precision([]) == "float32"
+
+
+def test_both_precisions_can_be_timed():
+    assert model._seconds("bfloat16") > 0 < model._seconds("float32")
 
 
 @pytest.mark.parametrize("capability, precision", [((7, 0), "float16"), ((6, 1), "float32")])

@@ -1,0 +1,294 @@
+"""Measures this project against the plain way, on one machine, in one run, on the same images: python benchmark.py
+
+    python benchmark.py --json speed.json      the table, and all figures for machines
+    pip install openvino                       adds the outside limit, OpenVINO in bfloat16
+
+Every figure is a median over the rounds. Compare ratios: the seconds hang on the machine and on its other users.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+
+import config
+from config import InputError
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from PIL import Image
+from scipy import ndimage
+
+import data
+import features
+import files
+import model
+import pictures
+
+# The thesis' run: epochs over 2 x 21,528 upsampled rows and 7,789 validation rows of 7,909 pictures.
+EPOCHS, ROWS, VALID_ROWS, PICTURES = 12, 43_056, 7_789, 7_909
+# Of its pictures, those among the training and among the validation rows.
+TRAIN_PICTURES, VALID_PICTURES = 7_907, 5_279
+VIEWS = 4
+BASE_GFLOP = 7.7
+
+
+def main(arguments: list[str]) -> None:
+    """Measures, prints the table and writes the figures."""
+    parser = config.CommandLine(__doc__)
+    parser.add_argument("--json", metavar="FILE", help="also write all figures here")
+    parser.add_argument("--images", type=int, default=1000, help="pictures to measure on, 16 or more (default 1000)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, 1 or more (default 3)")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"rows to train the head on (default {ROWS})")
+    parser.add_settings()
+    args = parser.parse(arguments)
+    if args.images < 16 or args.rounds < 1 or args.rows < 64:
+        raise InputError(
+            "benchmark.py: needed are --images of at least 16, --rounds of at least 1, --rows of at least 64"
+        )
+    overrides = ["data.root=.", "model.weights=random", "model.standardize=true", *args.overrides]
+    settings = config.load_settings(args.config, overrides)
+    target = Path(args.json).absolute() if args.json else None
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        figures = measure(settings, args.images, args.rounds, args.rows)
+        os.chdir("/")
+    print(describe(figures))
+    if target:
+        files.write_text(target, json.dumps(figures, indent=1))
+
+
+def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:
+    """All figures: raw medians in seconds or per second, and the ratios of the workload."""
+    rows = write_pictures(images)
+    device = model.use_device(settings.train.precision)
+    fast = model.build(settings)
+    growth = {count: measure_cold(fast, rows.head(count), settings) for count in (images // 4, images // 2, images)}
+    head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    some = rows.head(max(16, images // 8))
+    model.use_device("float32")
+    plain = model.build(settings)
+    contestants = {
+        "predict": predict_plain(plain, some, settings),
+        "fit": fit_plain(plain, some, settings),
+        "extract": extract_again(fast, some, settings, augmented=False),
+        "extract_views": extract_again(fast, some, augmenting(settings), augmented=True),
+        **openvino(plain, some, settings),
+        **{f"matmul_{name}": matmul(name) for name in ("float32", "bfloat16")},
+    }
+    medians = race(contestants, rounds)
+    return summarise(medians, growth, head, {"device": device, "images": images, "peak_memory_gib": peak_gib})
+
+
+def write_pictures(count: int) -> pd.DataFrame:
+    """Pictures of BreakHis' size, as smooth and as noisy as real ones, and their rows."""
+    rng = np.random.default_rng(0)
+    names = pd.Series([f"SOB_M_DC-14-{1 + number // 100}-40-{number:04}.png" for number in range(count)])
+    rows = data.describe(names).assign(pixels=names)
+    for path in rows.path:
+        coarse = ndimage.zoom(rng.normal(180, 40, (12, 18, 3)), (39, 39, 1), order=1)[:460, :700]
+        noisy = coarse + rng.normal(0, 8, coarse.shape)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
+    return rows
+
+
+def measure_cold(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> float:
+    """Seconds to decode, pass through the base and keep the pictures, with an empty cache."""
+    shutil.rmtree("cache", ignore_errors=True)
+    return timed(lambda: quietly(features.pooled, network, rows, settings))
+
+
+def extract_again(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool) -> Callable:
+    """Passes through the base with the pictures decoded before; returns the number of passes."""
+
+    def run() -> int:
+        for folder in Path("cache").glob("features-*"):
+            shutil.rmtree(folder)
+        return quietly(features.pooled, network, rows, settings, augmented).places.size
+
+    return run
+
+
+def augmenting(settings: config.Settings) -> config.Settings:
+    """The settings with the augmentation of thesis.yaml."""
+    thesis = config.load_settings(Path(__file__).with_name("thesis.yaml")).augment
+    return settings.model_copy(update={"augment": thesis.model_copy(update={"views": VIEWS})})
+
+
+def predict_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
+    """Keras' predict in float32 on pictures that stand in memory."""
+    images = pictures.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
+    part = model.pooled(network)
+    return lambda: len(part.predict(images, batch_size=features.BATCH, verbose=0))
+
+
+def fit_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
+    """Keras' fit through the whole network in float32, each picture read from its PNG."""
+    model.compile_model(network, settings.train, len(rows))
+    once = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 1})})
+    batches = pictures.train_dataset(rows, Path("."), once)
+    return lambda: network.fit(batches, verbose=0) and len(rows)
+
+
+def train_head(network: keras.Model, settings: config.Settings, rows: int, momentum: float) -> float:
+    """Seconds of the thesis' epochs on `rows` rows and their share of validation rows, on features of any numbers."""
+    kept = features.Features(
+        np.random.default_rng(0).normal(size=(PICTURES, features.WIDTH)).astype(np.float32),
+        np.random.default_rng(1).integers(0, PICTURES, (rows, 1)),
+    )
+    labels = np.arange(rows) % 2
+    options = settings.model_copy(
+        update={"train": settings.train.model_copy(update={"epochs": EPOCHS, "momentum": momentum})}
+    )
+    valid = features.Features(kept.array, kept.places[: rows * VALID_ROWS // ROWS])
+
+    def run() -> None:
+        head = model.head(network)
+        model.compile_model(head, options.train, rows)
+        head.fit(
+            features.train_dataset(kept, labels, options),
+            epochs=EPOCHS,
+            steps_per_epoch=-(-rows // options.train.batch_size),
+            validation_data=features.eval_dataset(valid, labels[: len(valid.places)], options.train.batch_size),
+            verbose=0,
+        )
+
+    return timed(run)
+
+
+def matmul(precision: str, size: int = 4096) -> Callable:
+    """The machine's peak: one large product of matrices; returns GFLOP."""
+    left = tf.cast(tf.random.uniform((size, size)), precision)
+    product = tf.function(lambda: tf.reduce_sum(tf.cast(left @ left, tf.float32)))
+    return lambda: product().numpy() and 2 * size**3 / 1e9
+
+
+def openvino(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> dict[str, Callable]:
+    """OpenVINO on the same weights in bfloat16, where it is installed."""
+    if not util.find_spec("openvino"):
+        return {}
+    import openvino as ov
+
+    shape = [features.BATCH, *network.input_shape[1:]]
+    part = model.pooled(network)
+    graph = tf.function(lambda images: part(images, training=False)).get_concrete_function(
+        tf.TensorSpec(shape, tf.float32)
+    )
+    compiled = ov.compile_model(
+        ov.convert_model(graph, input=[shape]),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "THROUGHPUT"},
+    )
+    images = pictures.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
+    batches = [images[start : start + features.BATCH] for start in range(0, len(images), features.BATCH)]
+    full = [batch for batch in batches if len(batch) == features.BATCH]
+    return {"openvino": lambda: sum(len(compiled(batch)[0]) for batch in full)} if full else {}
+
+
+def race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """How much of what it does each does in a second, as the median over rounds in which all take turns."""
+    for run in contestants.values():
+        run()
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            rates[name].append(run() / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def summarise(medians: dict, growth: dict[int, float], head: list[float], others: dict) -> dict:
+    """The ratios of the thesis' workload, extrapolated from the measured rates."""
+    most = max(growth)
+    cold_rate = most / growth[most]
+    warm = statistics.median(head[1:])
+    plain = EPOCHS * (ROWS + VALID_ROWS) / medians["fit"]
+    no_augment = PICTURES / cold_rate + warm
+    decoding = PICTURES / cold_rate - PICTURES / medians["extract"]
+    views_4 = (
+        TRAIN_PICTURES * VIEWS / medians["extract_views"]
+        + VALID_PICTURES / medians["extract"]
+        + max(0, decoding)
+        + warm
+    )
+    ratios = {
+        "extract_vs_predict": medians["extract"] / medians["predict"],
+        "workload_no_augment": plain / no_augment,
+        "workload_views_4": plain / views_4,
+        "share_of_float32_peak": medians["predict"] * BASE_GFLOP / medians["matmul_float32"],
+        "share_of_bfloat16_peak": medians["extract"] * BASE_GFLOP / medians["matmul_bfloat16"],
+    }
+    if "openvino" in medians:
+        ratios["extract_vs_openvino"] = medians["extract"] / medians["openvino"]
+    return {
+        **others,
+        "ratios": ratios,
+        "warm_seconds": warm,
+        "workload_seconds": {"plain": plain, "no_augment": no_augment, "views_4": views_4},
+        "per_second": medians | {"cold": cold_rate},
+        "growth_seconds": {str(count): seconds for count, seconds in growth.items()},
+    }
+
+
+def describe(figures: dict) -> str:
+    """The table."""
+    rate, ratios, hours = figures["per_second"], figures["ratios"], figures["workload_seconds"]
+    lines = [
+        f"{figures['device']}; {figures['images']} pictures of 700 x 460",
+        "",
+        "passes through the base a second",
+        f"  plain: Keras fit, float32, from PNG         {rate['fit']:8.1f}",
+        f"  Keras predict, float32, from memory         {rate['predict']:8.1f}   {ratios['share_of_float32_peak']:.0%} of matmul's peak",
+        f"  this project, pictures decoded before       {rate['extract']:8.1f}   {ratios['share_of_bfloat16_peak']:.0%} of matmul's peak (bfloat16)",
+        f"  this project, augmented views               {rate['extract_views']:8.1f}",
+        f"  this project, empty cache, decoding as well {rate['cold']:8.1f}",
+    ]
+    if "openvino" in rate:
+        lines.append(f"  OpenVINO, bfloat16, from memory             {rate['openvino']:8.1f}")
+    lines += [
+        "",
+        f"the thesis' workload ({EPOCHS} epochs, {ROWS:,} + {VALID_ROWS:,} rows, {PICTURES:,} pictures), extrapolated",
+        f"  the plain way                               {hours['plain'] / 3600:8.2f} h",
+        f"  this project, no augmentation               {hours['no_augment'] / 60:8.2f} min   {ratios['workload_no_augment']:.0f} times faster",
+        f"  this project, {VIEWS} views                       {hours['views_4'] / 60:8.2f} min   {ratios['workload_views_4']:.0f} times faster",
+        f"  this project, features there (head only)    {figures['warm_seconds']:8.1f} s",
+        "",
+        f"extraction {ratios['extract_vs_predict']:.2f} times Keras predict"
+        + (f", {ratios['extract_vs_openvino']:.2f} of OpenVINO" if "openvino" in rate else ""),
+        "empty cache: "
+        + ", ".join(f"{count} pictures {seconds:.1f} s" for count, seconds in figures["growth_seconds"].items()),
+        f"peak memory of extraction and head {figures['peak_memory_gib']:.2f} GiB",
+    ]
+    return "\n".join(lines)
+
+
+def timed(run: Callable) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def quietly(run: Callable, *arguments):
+    """Runs without what it prints and draws on the console."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return run(*arguments)
+
+
+if __name__ == "__main__":
+    config.run(main)
