@@ -1,11 +1,12 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
 # make test:  everything from a clean checkout to the tests.
-# make protocols: one run on the sample under each protocol, and the comparison.
+# make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && echo $$p && break; done)
 PINS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 RUN := .venv/bin/python
+SEEDS := 0
 
 .PHONY: train protocols test lint
 
@@ -17,10 +18,11 @@ train: .venv/ready
 
 protocols: .venv/ready
 	$(RUN) sample.py sample
-	stamp=$$(date +%Y%m%d-%H%M%S) && \
-	for protocol in row image slide patient fold; do \
-		$(RUN) train.py --config sample.yaml data.protocol=$$protocol train.run=$$protocol-$$stamp || exit; done && \
-	$(RUN) evaluate.py runs/row-$$stamp runs/image-$$stamp runs/slide-$$stamp runs/patient-$$stamp runs/fold-$$stamp
+	stamp=$$(date +%Y%m%d-%H%M%S) && runs= && \
+	for protocol in row image slide patient fold; do for seed in $(SEEDS); do \
+		run=$$stamp-$$protocol-$$seed && runs="$$runs runs/$$run" && \
+		$(RUN) train.py --config sample.yaml data.protocol=$$protocol data.seed=$$seed train.run=$$run || exit; done; done && \
+	$(RUN) evaluate.py $$runs
 
 test: .venv/ready-test
 	$(RUN) -m ruff check .

@@ -217,7 +217,8 @@ def write(out: Path, predictions: pd.DataFrame, results: dict, leaks: str, folde
     files.write_text(out / "predictions.csv", predictions[COLUMNS].to_csv(index=False))
     files.write_text(out / "misclassified.csv", wrong[COLUMNS].to_csv(index=False))
     draw(predictions, wrong, folder, out, note)
-    print(report, f"\nevaluation: {out}")
+    print(report, f"\nevaluation: {out}", sep="\n")
+    print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
 
 
 def draw(predictions: pd.DataFrame, wrong: pd.DataFrame, folder: Path, out: Path, note: str) -> None:

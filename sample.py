@@ -45,7 +45,7 @@ MARKER = "SYNTHETIC.txt"
 VERSION = 1  # changes with every change of what is drawn
 GRADE = {"benign": 0.05, "malignant": 0.95}  # 0 is small, even, orderly nuclei, 1 large, varied, crowded ones
 GRADE_SPREAD = 0.08, 0.04  # of the grade over patients, and over the images of one
-PATIENT_SHARE = 0.8  # of the variance of a slide's manner; the rest is the slide's own
+PATIENT_SHARE = 0.68  # of the variance of a slide's manner; the rest is the slide's own
 # How far the manner spreads: fibres, clefts, amount of stain, its colour, light (all as exponents) and focus.
 STRANDS, CLEFTS, AMOUNT, COLOUR, LIGHT, FOCUS = 0.12, 0.2, 0.08, 0.3, 0.1, 0.2
 
