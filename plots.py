@@ -58,27 +58,21 @@ def split(table: pd.DataFrame) -> Figure:
 
 
 def history(epochs: pd.DataFrame) -> Figure:
-    """Loss, accuracy and learning rate over the epochs; columns as in history.csv."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    """Loss, accuracy and learning rate over the epochs, with the epoch that was kept; columns as in history.csv."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    number, best = epochs.epoch + 1, epochs.val_loss.idxmin()
     for axis, key in zip(axes, ["loss", "accuracy"]):
-        axis.plot(epochs.epoch + 1, epochs[key], color="0.25", label="training", marker=".")
-        axis.plot(epochs.epoch + 1, epochs[f"val_{key}"], color="#009E73", label="validation", marker=".", ls="--")
-        axis.set(xlabel="epoch", title=key.capitalize())
-        axis.legend(frameon=False)
-    best = epochs.val_loss.idxmin()
-    axes[0].annotate(
-        "kept",
-        (epochs.epoch[best] + 1, epochs.val_loss[best]),
-        (0, 12),
-        textcoords="offset points",
-        ha="center",
-        fontsize=8,
-        arrowprops={"arrowstyle": "-", "lw": 0.6},
-    )
-    axes[2].plot(epochs.epoch + 1, epochs.learning_rate, color="0.25", marker=".")
-    axes[2].set(xlabel="epoch", title="Learning rate at the end of the epoch")
+        axis.plot(number, epochs[key], color="0.25", label="training", marker=".")
+        axis.plot(number, epochs[f"val_{key}"], color="#009E73", label="validation", marker=".", linestyle="--")
+        kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
+        axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **kept)
+        axis.set(title=key.capitalize())
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
+    axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
+    axes[2].set(title="Learning rate at the end of the epoch", ylim=(0, None))
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     for axis in axes:
+        axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 

@@ -52,8 +52,9 @@ def test_every_protocol_keeps_its_contract(table, protocol, seed):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_full_table(full_table, protocol):
-    for seed in range(5):
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(50), marks=pytest.mark.long)])
+def test_full_table(full_table, protocol, seeds):
+    for seed in seeds:
         parts = splits.split(full_table, options(protocol, test_per_class=300, seed=seed))
         assert_contract(parts, protocol, 300)
         train, test = parts[parts.set == "train"], parts[parts.set == "test"]
