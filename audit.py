@@ -28,6 +28,10 @@ PICTURE_FOLDERS = [
 HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
 # A picture of more pixels is refused before it is decoded; the real ones have 322,000.
 MAX_PIXELS = 50_000_000
+# Pillow would refuse the largest before they can be named, and warn of others; this file looks for itself.
+Image.MAX_IMAGE_PIXELS = None
+# The last chunk of every PNG. Pillow does without it, TensorFlow does not.
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # Robust deviations from the median of a magnification.
 OUTLYING = 6
 FINDINGS = [
@@ -44,10 +48,14 @@ def find_pictures(root: str | Path) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"data.root: no folder {str(root)!r}; {HELP}")
-    for folder in PICTURE_FOLDERS:
-        if any((root / folder / label).is_dir() for label in ("benign", "malignant")):
-            return root / folder
+    if folder := _picture_folder(root):
+        return folder
     raise InputError(f"data.root: neither BreaKHis_v1 nor benign and malignant in {str(root)!r}; {HELP}")
+
+
+def _picture_folder(root: Path) -> Path | None:
+    folders = (root / folder for folder in PICTURE_FOLDERS)
+    return next((found for found in folders if (found / "benign").is_dir() or (found / "malignant").is_dir()), None)
 
 
 def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
@@ -68,10 +76,11 @@ def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
 
 def known_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
     """Adds the column `pixels` if an earlier look at all of the pictures is still true; opens no picture."""
-    if not Path(settings.root).is_dir():
+    folder = _picture_folder(Path(settings.root))
+    if not folder:
         return table
     stored = _read_store(store_of(settings))
-    known = _fresh(stored[stored.path.isin(table.path)], find_pictures(settings.root))
+    known = _fresh(stored[stored.path.isin(table.path)], folder)
     if len(known) < table.path.nunique():
         return table
     return table.assign(pixels=table.path.map(known.set_index("path").pixels))
@@ -116,6 +125,8 @@ def _inspect_one(folder: Path, path: str) -> dict:
         found |= _stamp(folder / path)
         if found["bytes"] == 0:
             return found | {"error": "is empty"}
+        if not (folder / path).read_bytes().endswith(PNG_END):
+            return found | {"error": "is no PNG" if not _is_png(folder / path) else "is cut short or damaged (no end)"}
         with Image.open(folder / path, formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 return found | {"error": f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"}
@@ -155,6 +166,11 @@ def _look(image: Image.Image) -> dict:
     }
 
 
+def _is_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
 def _png_depth(path: Path) -> int:
     """Bits a channel: the byte behind width and height in the header, which every PNG begins with."""
     with path.open("rb") as file:
@@ -177,7 +193,11 @@ def store_of(settings: config.Data) -> Path:
 
 
 def _read_store(store: Path) -> pd.DataFrame:
-    known = pd.read_csv(store, keep_default_na=False) if store.is_file() else pd.DataFrame(columns=FINDINGS)
+    """The findings that were kept; none where there is no such file or it is damaged, so that all are made again."""
+    try:
+        known = pd.read_csv(store, keep_default_na=False)
+    except (FileNotFoundError, ValueError):
+        return pd.DataFrame(columns=FINDINGS)
     return known if list(known.columns) == FINDINGS else pd.DataFrame(columns=FINDINGS)
 
 

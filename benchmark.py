@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> None:
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:
     """All figures: raw medians in seconds or per second, and the ratios of the workload."""
     rows = write_pictures(images)
+    settings = model.with_precision(settings)
     device = model.use_device(settings.train.precision)
     fast = model.build(settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in (images // 4, images // 2, images)}

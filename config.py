@@ -47,7 +47,7 @@ def _off_is_zero(value: Any) -> Any:
 
 
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
-Switch = Annotated[bool, BeforeValidator(lambda value: False if value == "off" else value)]
+Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
 
 
 class Data(Section):
@@ -256,6 +256,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error.filename}: cannot be written or read: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.

@@ -74,16 +74,22 @@ def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
     table = read_split(checkpoint.with_name("split.csv"), settings.data.protocol, about["split_sha256"])
     if other_split:
         table = with_test_of(table, read_split(Path(other_split)))
+    # Once more with the pixels, where training left them: twins under other names are leaks too.
+    table = audit.known_pixels(table, settings.data)
+    if not other_split:
+        splits.check(table, settings.data.protocol)
     folder = audit.find_pictures(settings.data.root)
     test = audit.with_pixels(table[table.set == "test"], settings.data)
 
     predictions = predict(network, test, settings)
     results = measure(predictions, settings.data) | {
+        "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
         "split": other_split or "of the run",
         "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
     }
-    write(checkpoint.with_name("evaluation"), predictions, results, splits.describe(table), folder)
+    out = f"evaluation-{Path(other_split).stem}" if other_split else "evaluation"
+    write(checkpoint.with_name(out), predictions, results, splits.describe(table), folder)
     return results
 
 
@@ -111,7 +117,7 @@ def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFr
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise InputError(f"{path}: no CSV in UTF-8: {error}") from None
-    if list(table.columns) != splits.COLUMNS:
+    if list(table.columns) != splits.COLUMNS or not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path}: columns must be {', '.join(splits.COLUMNS)}, came {', '.join(table.columns[:8])}")
     named = data.describe(table.filename).assign(set=table.set)
     wrong = (named[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)

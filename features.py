@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +40,8 @@ CHUNK = 256
 BATCH = 32
 # Changes whenever the same settings would give other numbers than before.
 VERSION = 1
+# Seconds for which an entry of the cache is safe from deletion after its last use.
+RECENT = 3600
 WIDTH = 2048
 
 
@@ -57,7 +60,7 @@ class Store:
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: type) -> None:
         self.folder, self.shape, self.dtype = folder, shape, np.dtype(dtype)
         self.item_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self.chunks: dict[int, list[str]] = {}
+        self.chunks: dict[int, Chunk] = {}
         self.places: dict[str, int] = {}
         self.checked: set[int] = set()
 
@@ -82,12 +85,12 @@ class Store:
                 os.fsync(file.fileno())
             index = {"names": names, "sha256": hashlib.sha256(content).hexdigest()}
             files.write_text(self._index(chunk), json.dumps(index))
-        self.checked.add(chunk)
+        (self.folder / "used").touch()
         self._read_index()
 
     def read(self, names: list[str]) -> np.ndarray:
         """A copy of the arrays of these names, in their order."""
-        return np.stack([self.memmap()[self.places[name]] for name in names])
+        return self.memmap()[[self.places[name] for name in names]]
 
     def memmap(self) -> np.ndarray:
         """All arrays as one read-only memory map (places, *shape); `places` says which is whose."""
@@ -102,24 +105,52 @@ class Store:
         return self.folder / f"{chunk:06}.json"
 
     def _read_index(self) -> None:
-        found = {int(path.stem): path for path in self.folder.glob("[0-9]*.json")}
-        self.chunks = {chunk: names for chunk, names in self.chunks.items() if chunk in found}
-        for chunk in found.keys() - self.chunks.keys():
-            self.chunks[chunk] = json.loads(found[chunk].read_text())["names"]
+        """Reads the index files that are new or not the ones read before: another process may have replaced them."""
+        stamps = {path: path.stat().st_mtime_ns for path in sorted(self.folder.glob("[0-9]*.json"))}
+        chunks = {}
+        for path, stamp in stamps.items():
+            number = int(path.stem)
+            old = self.chunks.get(number)
+            new = old if old and old.stamp == stamp else _read_chunk(path, stamp)
+            if new:
+                chunks[number] = new
+            if new is not old:
+                self.checked.discard(number)
+        self.chunks = chunks
         self.places = {
-            name: chunk * CHUNK + row for chunk, names in sorted(self.chunks.items()) for row, name in enumerate(names)
+            name: number * CHUNK + row for number, chunk in chunks.items() for row, name in enumerate(chunk.names)
         }
 
-    def _check(self, chunk: int) -> None:
-        index = json.loads(self._index(chunk).read_text())
-        with self._data.open("rb") as file:
-            file.seek(chunk * CHUNK * self.item_bytes)
-            content = file.read(len(index["names"]) * self.item_bytes)
-        if hashlib.sha256(content).hexdigest() != index["sha256"]:
-            tqdm.write(f"cache: chunk {chunk} of {self.folder} is damaged and is given up")
-            self._index(chunk).unlink()
+    def _check(self, number: int) -> None:
+        content = b""
+        if self._data.exists():
+            with self._data.open("rb") as file:
+                file.seek(number * CHUNK * self.item_bytes)
+                content = file.read(len(self.chunks[number].names) * self.item_bytes)
+        if hashlib.sha256(content).hexdigest() != self.chunks[number].sha256:
+            tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and is computed again")
+            self._index(number).unlink(missing_ok=True)
             self._read_index()
-        self.checked.add(chunk)
+        else:
+            self.checked.add(number)
+
+
+class Chunk(NamedTuple):
+    """What an index file says of its chunk, and the time stamp of the file."""
+
+    names: list[str]
+    sha256: str
+    stamp: int
+
+
+def _read_chunk(path: Path, stamp: int) -> Chunk | None:
+    try:
+        index = json.loads(path.read_text())
+        return Chunk(index["names"], index["sha256"], stamp)
+    except (ValueError, KeyError, TypeError):
+        tqdm.write(f"cache: {path} is damaged, and its chunk is computed again")
+        path.unlink(missing_ok=True)
+        return None
 
 
 class Features(NamedTuple):
@@ -210,7 +241,9 @@ def _complete(
         f"features of {len(passes)} {what}: {len(passes) - len(todo)} in the cache, {len(todo)} passes to do",
         flush=True,
     )
-    sources = Store(CACHE / f"pictures-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8)
+    sources = Store(
+        CACHE / f"pictures-{VERSION}-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8
+    )
     for folder in (store.folder, sources.folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "used").touch()
@@ -219,7 +252,7 @@ def _complete(
     folder = audit.find_pictures(settings.data.root)
     fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
     needed = len(todo) * store.item_bytes + len(fresh) * sources.item_bytes
-    make_room(needed, settings.train.cache_gib, [store.folder, sources.folder])
+    make_room(needed, settings.train.cache_gib)
     base = model.feature_function(network, BATCH)
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
@@ -266,31 +299,28 @@ def _draws(item: Pass, seed: int) -> np.ndarray:
     return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, pictures.DRAWS)
 
 
-def make_room(needed: int, limit_gib: float, keep: list[Path]) -> None:
-    """Deletes cache entries, the longest unused first, until `needed` bytes fit below the limit.
+def make_room(needed: int, limit_gib: float) -> None:
+    """Deletes cache entries, the longest unused first, until `needed` more bytes stay below the limit.
 
-    Args:
-        needed: bytes that will be written.
-        limit_gib: of the whole of cache/.
-        keep: entries that are not deleted.
+    Entries that were used within the last hour stay: this run or another one may be reading them.
 
     Raises:
-        InputError: the entries to keep and the new bytes exceed the limit, or the disk has not that much free space.
+        InputError: what must stay and the new bytes exceed the limit, or the disk has not that much free space.
     """
     entries = sorted((folder for folder in CACHE.iterdir() if folder.is_dir()), key=_last_use)
     sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in entries}
     limit = int(limit_gib * 2**30)
     for folder in entries:
-        if sum(sizes.values()) + needed <= limit:
+        if sum(sizes.values()) + needed <= limit or time.time() - _last_use(folder) < RECENT:
             break
-        if folder not in keep:
-            print(f"cache: {folder} is deleted to stay below {limit_gib:g} GiB")
-            shutil.rmtree(folder)
-            del sizes[folder]
+        print(f"cache: {folder} is deleted to stay below {limit_gib:g} GiB")
+        shutil.rmtree(folder)
+        del sizes[folder]
     total = sum(sizes.values()) + needed
     if total > limit:
         raise InputError(
-            f"train.cache_gib: the features of this run need {total / 2**30:.2f} GiB, allowed are {limit_gib:g}"
+            f"train.cache_gib: the features of this run need {total / 2**30:.2f} GiB, "
+            f"with what was used within the hour; allowed are {limit_gib:g}"
         )
     free = shutil.disk_usage(CACHE).free
     if free < needed:

@@ -44,12 +44,20 @@ class CaffePreprocessing(keras.layers.Layer):
         return images[..., ::-1] - tf.constant(CAFFE_MEAN, images.dtype)
 
 
-def use_device(precision: str) -> str:
-    """Prepares the GPUs or the CPU and sets Keras' precision.
+def with_precision(settings: config.Settings) -> config.Settings:
+    """The settings with `train.precision: auto` replaced by what this machine is fast in.
 
-    Args:
-        precision: float32, bfloat16, float16, or auto: float16 on GPUs with tensor cores, bfloat16 on CPUs that have
-            it in hardware and multiply it faster than float32 (measured in a moment), else float32.
+    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and multiply it faster than
+    float32 (measured in a moment), else float32.
+    """
+    if settings.train.precision != "auto":
+        return settings
+    precision = _fast_precision(tf.config.list_physical_devices("GPU"))
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+
+
+def use_device(precision: str) -> str:
+    """Lets the GPUs take memory as they need it and sets Keras' precision (float32, bfloat16 or float16).
 
     Returns:
         One line that names the device and the precision.
@@ -57,8 +65,6 @@ def use_device(precision: str) -> str:
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    if precision == "auto":
-        precision = _fast_precision(gpus)
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"

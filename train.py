@@ -43,9 +43,11 @@ def main(arguments: list[str]) -> None:
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
+    settings = model.with_precision(settings)
     device = model.use_device(settings.train.precision)
     network = model.build(settings)
     table = audit.with_pixels(table, settings.data)
+    version = audit.data_version(table)
     table = splits.split(table, settings.data)
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]
@@ -54,10 +56,12 @@ def main(arguments: list[str]) -> None:
     print(settings.to_yaml(), splits.describe(table), f"\ntraining rows after upsampling: {len(rows)}", sep="\n")
     print(f"device: {device}", *([note] if note else []), sep="\n")
 
+    surroundings = environment(settings, table, network) | {"device": device, "data_sha256": version}
     trained, batches, valid_batches = prepare(network, rows, valid, settings)
+    run.mkdir(parents=True)
     files.write_text(run / "config.yaml", settings.to_yaml())
     files.write_text(run / "split.csv", splits.to_csv(table))
-    files.write_text(run / "environment.json", json.dumps(environment(settings, table, network, device), indent=1))
+    files.write_text(run / "environment.json", json.dumps(surroundings, indent=1))
     plots.save(plots.split(table), run / "split.png", note)
 
     steps = -(-len(rows) // settings.train.batch_size)
@@ -76,6 +80,8 @@ def main(arguments: list[str]) -> None:
             keras.callbacks.TerminateOnNaN(),
         ],
     )
+    if not (run / "best_model.keras").exists():
+        raise InputError("the loss was no number from the first epoch on; lower train.maximal_lr and train.initial_lr")
     plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", note)
     print(f"run: {run}")
 
@@ -85,7 +91,8 @@ def prepare(
 ) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset]:
     """What is trained, on what, and validated on what: the head on cached features, or the network on pictures."""
     cached = settings.train.features == "cached"
-    kept = features.pooled(network, rows, settings, augmented=cached and settings.augment.active)
+    if cached or settings.model.standardize:
+        kept = features.pooled(network, rows, settings, augmented=cached and settings.augment.active)
     if settings.model.standardize:
         model.standardize(network, *features.statistics(kept))
     if not cached:
@@ -114,19 +121,18 @@ def about(settings: config.Settings, table: pd.DataFrame) -> dict:
     return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
 
 
-def environment(settings: config.Settings, table: pd.DataFrame, network: keras.Model, device: str) -> dict:
+def environment(settings: config.Settings, table: pd.DataFrame, network: keras.Model) -> dict:
     """What another machine needs to know to repeat the run."""
     packages = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
         "platform": platform.platform(),
-        "device": device,
         "seed": settings.data.seed,
         "git_commit": git_commit(),
         "split_sha256": splits.digest(splits.to_csv(table)),
         "weights_sha256": model.weights_hash(network.get_layer("resnet50")),
-        "data_sha256": audit.data_version(table),
+        "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
     }
 

@@ -2,6 +2,8 @@ import json
 import os
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import config
@@ -63,6 +65,9 @@ def damage(path):
     (lambda path: path.write_bytes(b"no picture at all"), f"{NAME} is no PNG"),
     (lambda path: Image.open(path).save(path, format="JPEG"), f"{NAME} is no PNG"),
     (cut, f"{NAME} is cut short or damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1]), f"{NAME} is cut short or damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-12]), f"{NAME} is cut short or damaged"),
+    (lambda path: write_giant(path), f"{NAME} has 20000 x 20000 pixels, more than"),
     (damage, f"{NAME} is cut short or damaged"),
     (os.remove, f"{NAME} is missing"),
 ])  # fmt: skip
@@ -71,6 +76,23 @@ def test_a_broken_picture_is_named_and_nothing_is_kept(table, own_tree, picture,
     with pytest.raises(InputError, match=f"1 of .*{re.escape(words)}"):
         look(table, own_tree)
     assert not audit.store_of(options(own_tree)).exists()
+
+
+def write_giant(path):
+    """A few bytes that promise 400 million pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00\xfe", b"path\n1,2,3\n4\n", b"path,bytes\n"])
+def test_damaged_findings_are_made_again(table, own_tree, content):
+    first = look(table, own_tree)
+    audit.store_of(options(own_tree)).write_bytes(content)
+    assert look(table, own_tree).equals(first)
 
 
 def test_a_giant_is_refused_before_it_is_decoded(table, own_tree, picture, monkeypatch):
@@ -99,6 +121,9 @@ def test_known_pixels_opens_nothing_and_believes_only_what_is_fresh(table, own_t
     os.utime(picture, ns=(1, 1))
     assert "pixels" not in audit.known_pixels(table, options(own_tree))
     assert "pixels" not in audit.known_pixels(table, options(own_tree, root="nowhere"))
+    assert "pixels" not in audit.known_pixels(
+        table, options(own_tree, root=own_tree / "BreaKHis_v1" / "histology_slides" / "breast" / "benign")
+    )
 
 
 def test_findings_beside_a_read_only_table_go_to_the_cache(own_tree):

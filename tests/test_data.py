@@ -99,7 +99,15 @@ def test_a_missing_column_is_named(tmp_path, column):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"fold,mag,grp,filename\n", b"\xff\xfe\x00\x01", b'fold\n"open', b"a,b\n1,2,3\n4,5,6,7\n"]
+    "content",
+    [
+        b"",
+        b"fold,mag,grp,filename\n1,40,train,a.png,\n2,40,train,a.png,\n",
+        b"fold,mag,grp,filename\n",
+        b"\xff\xfe\x00\x01",
+        b'fold\n"open',
+        b"a,b\n1,2,3\n4,5,6,7\n",
+    ],
 )
 def test_what_is_no_table_is_refused(tmp_path, content):
     (tmp_path / "Folds.csv").write_bytes(content)

@@ -213,11 +213,15 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     )
     swapped.to_csv(tmp_path / "other.csv", index=False)
     evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
-    found = json.loads((copy / "evaluation" / "metrics.json").read_text())
-    predicted = pd.read_csv(copy / "evaluation" / "predictions.csv")
+    found = json.loads((copy / "evaluation-other" / "metrics.json").read_text())
+    predicted = pd.read_csv(copy / "evaluation-other" / "predictions.csv")
     assert set(predicted.filename) == set(table.filename[train])
-    assert found["split"] == str(tmp_path / "other.csv") and found["leaks"]["shared"]["image"] == 1.0
-    report = (copy / "evaluation" / "report.txt").read_text()
+    assert (
+        found["protocol"] == "image, other split"
+        and found["split"] == str(tmp_path / "other.csv")
+        and found["leaks"]["shared"]["image"] == 1.0
+    )
+    report = (copy / "evaluation-other" / "report.txt").read_text()
     assert "other.csv" in report and "100.0% of the test images were trained on" in report
 
 

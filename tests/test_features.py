@@ -137,17 +137,43 @@ def store_folder():
     return next(path for path in Path("cache").iterdir() if path.name.startswith("features"))
 
 
-@pytest.mark.parametrize("name, position", [("arrays.bin", 1000), ("arrays.bin", 8192 * 60 + 5)])
-def test_a_damaged_chunk_is_computed_again(tree, rows, network, passes, monkeypatch, name, position):
+def flip(position):
+    def spoil(folder):
+        content = bytearray((folder / "arrays.bin").read_bytes())
+        content[position] ^= 1
+        (folder / "arrays.bin").write_bytes(content)
+
+    return spoil
+
+
+@pytest.mark.parametrize("spoil, most", [
+    (flip(1000), 32),
+    (flip(8192 * 60 + 5), 32),
+    (lambda folder: (folder / "000001.json").write_text(""), 32),
+    (lambda folder: (folder / "000001.json").write_text('{"names": []}'), 32),
+    (lambda folder: (folder / "arrays.bin").unlink(), 70),
+])  # fmt: skip
+def test_what_is_damaged_is_computed_again(tree, rows, network, passes, monkeypatch, spoil, most):
     monkeypatch.setattr(features, "CHUNK", 32)
     first = values(features.pooled(network, rows.head(70), options(tree)))
-    path = store_folder() / name
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
+    spoil(store_folder())
     passes.clear()
     assert (values(features.pooled(network, rows.head(70), options(tree))) == first).all()
-    assert 0 < len(passes) <= 32
+    assert 0 < len(passes) <= most
+
+
+def test_a_chunk_that_another_process_replaced_is_read_anew(place):
+    """One process's chunk 0 is deleted, and another one writes other names there."""
+
+    def store():
+        return features.Store(place / "store", (2,), np.float32)
+
+    first, second = store(), store()
+    first.add(["a", "b"], np.zeros((2, 2)))
+    assert second.missing(["a"]) == []
+    shutil.rmtree(place / "store")
+    store().add(["c", "d"], np.ones((2, 2)))
+    assert second.missing(["a", "c"]) == ["a"] and (second.read(["c"]) == 1).all()
 
 
 def test_a_cut_file_is_noticed(tree, rows, network, passes):
@@ -160,7 +186,7 @@ def test_a_cut_file_is_noticed(tree, rows, network, passes):
 
 def test_damaged_pictures_are_decoded_again(tree, rows, network):
     first = values(features.pooled(network, rows.head(20), options(tree)))
-    path = Path("cache/pictures-32/arrays.bin")
+    path = Path("cache/pictures-1-32/arrays.bin")
     content = bytearray(path.read_bytes())
     content[50] ^= 255
     path.write_bytes(content)
@@ -169,7 +195,9 @@ def test_damaged_pictures_are_decoded_again(tree, rows, network):
 
 
 def test_too_small_a_limit_is_refused_before_anything_is_computed(tree, rows, network, passes):
-    with pytest.raises(InputError, match=r"train.cache_gib: the features of this run need .* GiB, allowed are 1e-05"):
+    with pytest.raises(
+        InputError, match=r"train.cache_gib: the features of this run need .* GiB, .*; allowed are 1e-05"
+    ):
         features.pooled(network, rows, options(tree, "train.cache_gib=1e-5"))
     assert passes == []
 
@@ -187,10 +215,13 @@ def test_the_longest_unused_goes_first(place):
         (place / "cache" / name / "arrays.bin").write_bytes(bytes(2**20))
         (place / "cache" / name / "used").touch()
         os.utime(place / "cache" / name / "used", (1e9 - age, 1e9 - age))
-    features.make_room(2**19, 3.2 / 1024, [])
+    features.make_room(2**19, 3.2 / 1024)
     assert {path.name for path in (place / "cache").iterdir()} == {"new", "middle"}
-    features.make_room(2**19, 2.2 / 1024, [place / "cache" / "middle", Path("cache/middle")])
+    (place / "cache" / "middle" / "used").touch()
+    features.make_room(2**19, 2.2 / 1024)
     assert {path.name for path in (place / "cache").iterdir()} == {"middle"}
+    with pytest.raises(InputError, match="train.cache_gib"):
+        features.make_room(2**19, 1.2 / 1024)
 
 
 def in_another_process(tree, place, queue):
@@ -217,44 +248,49 @@ def test_two_runs_at_once_compute_nothing_twice(tree, rows, place):
 
 
 KILLED = """
-import os, signal, sys
+import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import test_features as t, features
-features.CHUNK = 8
-settings = t.options({tree!r})
+features.CHUNK = 4
+settings = t.options(t.Path({tree!r}))
 rows = t.splits.select(t.audit.with_pixels(t.data.read_table(settings.data), settings.data), settings.data)
-print("ready", flush=True)
 features.pooled(t.model.build(settings), rows, settings)
 """
 
 
+def chunks(place):
+    return len(list(place.glob("cache/features-*/0*.json")))
+
+
 def extract_with_kills(tree, place, kills, rng):
-    """Kills the extraction at random moments until `kills` have happened, then lets it end; returns the entry's bytes."""
-    code = KILLED.format(root=str(ROOT), tree=Path(tree))
-    code = code.replace("PosixPath", "__import__('pathlib').PosixPath")
-    (place).mkdir()
-    left = kills
-    while True:
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=place, stdout=subprocess.PIPE, text=True)
-        process.stdout.readline()
-        if left:
-            time.sleep(rng.uniform(2.0, 6.0))
-            left -= process.poll() is None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            for folder in place.glob("cache/features-*"):
-                shutil.rmtree(folder) if len(list(folder.glob("0*.json"))) == 19 and left else None
-            continue
-        assert process.wait() == 0
-        folder = next(place.glob("cache/features-*"))
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".json")}
+    """Kills the extraction at random moments until it was hit `kills` times between first and last chunk.
+
+    Returns the bytes of the finished entry.
+    """
+    place.mkdir()
+    command = [sys.executable, "-c", KILLED.format(root=str(ROOT), tree=str(tree))]
+    hit = 0
+    while hit < kills:
+        process = subprocess.Popen(command, cwd=place)
+        before = chunks(place)
+        while chunks(place) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        hit += 0 < chunks(place) < 38
+        if chunks(place) > 30:
+            shutil.rmtree(place / "cache")
+    subprocess.run(command, cwd=place, check=True)
+    folder = next(place.glob("cache/features-*"))
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".json")}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_a_killed_extraction_ends_in_the_same_bytes(tree, tmp_path, kills):
     rng = np.random.RandomState(kills)
     undisturbed = extract_with_kills(tree, tmp_path / "undisturbed", 0, rng)
-    assert len(undisturbed) == 20
+    assert len(undisturbed) == 38 + 1
     assert extract_with_kills(tree, tmp_path / "killed", kills, rng) == undisturbed
 
 

@@ -257,6 +257,12 @@ def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypat
     assert model._fast_precision([]) == "float32"
 
 
+def test_auto_is_resolved_and_a_named_precision_is_left(monkeypatch):
+    monkeypatch.setattr(model, "_fast_precision", lambda gpus: "bfloat16")
+    assert model.with_precision(config.load_settings()).train.precision == "bfloat16"
+    assert model.with_precision(config.load_settings(None, ["train.precision=float16"])).train.precision == "float16"
+
+
 def test_both_precisions_can_be_timed():
     assert model._seconds("bfloat16") > 0 < model._seconds("float32")
 
