@@ -10,16 +10,12 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import config
-from config import InputError
 
 import keras
 import numpy as np
@@ -30,127 +26,16 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import audit
-import files
 import model
 import pictures
+import store
+from store import Store
 
-CACHE = Path("cache")
-CHUNK = 256
 # One shape for every pass: one graph, and a picture's features do not hang on how many came with it.
 BATCH = 32
 # Changes whenever the same settings would give other numbers than before.
 VERSION = 1
-# Seconds for which an entry of the cache is safe from deletion after its last use.
-RECENT = 3600
 WIDTH = 2048
-
-
-class Store:
-    """Arrays of one shape on disk, found by name, in chunks that are there as a whole or not at all.
-
-    The arrays stand in one memory-mapped file, chunk after chunk; beside it each chunk has an index file with its
-    names and its checksum, which is written last and by renaming, so that what a killed process left is not seen.
-
-    Args:
-        folder: of the store; made when the first chunk is added.
-        shape: of one array.
-        dtype: of the arrays.
-    """
-
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: type) -> None:
-        self.folder, self.shape, self.dtype = folder, shape, np.dtype(dtype)
-        self.item_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self.chunks: dict[int, Chunk] = {}
-        self.places: dict[str, int] = {}
-        self.checked: set[int] = set()
-
-    def missing(self, names: list[str]) -> list[str]:
-        """Those of the names that have no array here; a chunk whose checksum is wrong is given up first."""
-        self._read_index()
-        for chunk in sorted({self.places[name] // CHUNK for name in names if name in self.places} - self.checked):
-            self._check(chunk)
-        return [name for name in names if name not in self.places]
-
-    def add(self, names: list[str], arrays: np.ndarray) -> None:
-        """Writes one chunk of at most CHUNK arrays."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = np.ascontiguousarray(arrays, self.dtype).tobytes()
-        with FileLock(self.folder / "write.lock"):
-            self._read_index()
-            chunk = next(number for number in itertools.count() if number not in self.chunks)
-            with open(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-                file.seek(chunk * CHUNK * self.item_bytes)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            index = {"names": names, "sha256": hashlib.sha256(content).hexdigest()}
-            files.write_text(self._index(chunk), json.dumps(index))
-        (self.folder / "used").touch()
-        self._read_index()
-
-    def read(self, names: list[str]) -> np.ndarray:
-        """A copy of the arrays of these names, in their order."""
-        return self.memmap()[[self.places[name] for name in names]]
-
-    def memmap(self) -> np.ndarray:
-        """All arrays as one read-only memory map (places, *shape); `places` says which is whose."""
-        count = self._data.stat().st_size // self.item_bytes
-        return np.memmap(self._data, self.dtype, "r", shape=(count, *self.shape))
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "arrays.bin"
-
-    def _index(self, chunk: int) -> Path:
-        return self.folder / f"{chunk:06}.json"
-
-    def _read_index(self) -> None:
-        """Reads the index files that are new or not the ones read before: another process may have replaced them."""
-        stamps = {path: path.stat().st_mtime_ns for path in sorted(self.folder.glob("[0-9]*.json"))}
-        chunks = {}
-        for path, stamp in stamps.items():
-            number = int(path.stem)
-            old = self.chunks.get(number)
-            new = old if old and old.stamp == stamp else _read_chunk(path, stamp)
-            if new:
-                chunks[number] = new
-            if new is not old:
-                self.checked.discard(number)
-        self.chunks = chunks
-        self.places = {
-            name: number * CHUNK + row for number, chunk in chunks.items() for row, name in enumerate(chunk.names)
-        }
-
-    def _check(self, number: int) -> None:
-        content = b""
-        if self._data.exists():
-            with self._data.open("rb") as file:
-                file.seek(number * CHUNK * self.item_bytes)
-                content = file.read(len(self.chunks[number].names) * self.item_bytes)
-        if hashlib.sha256(content).hexdigest() != self.chunks[number].sha256:
-            tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and is computed again")
-            self._index(number).unlink(missing_ok=True)
-            self._read_index()
-        else:
-            self.checked.add(number)
-
-
-class Chunk(NamedTuple):
-    """What an index file says of its chunk, and the time stamp of the file."""
-
-    names: list[str]
-    sha256: str
-    stamp: int
-
-
-def _read_chunk(path: Path, stamp: int) -> Chunk | None:
-    try:
-        index = json.loads(path.read_text())
-        return Chunk(index["names"], index["sha256"], stamp)
-    except (ValueError, KeyError, TypeError):
-        tqdm.write(f"cache: {path} is damaged, and its chunk is computed again")
-        path.unlink(missing_ok=True)
-        return None
 
 
 class Features(NamedTuple):
@@ -194,12 +79,12 @@ def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, 
         for row in pictures_once.itertuples()
         for view in range(views)
     ]
-    store = Store(CACHE / f"features-{key(network, settings, augmented)}", (WIDTH,), np.float32)
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(store.folder):
-        _complete(store, passes, network, settings, augmented)
-    places = [[store.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
-    return Features(store.memmap(), np.array(places))
+    kept = Store(store.CACHE / f"features-{key(network, settings, augmented)}", (WIDTH,), np.float32)
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(kept.folder):
+        _complete(kept, passes, network, settings, augmented)
+    places = [[kept.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
+    return Features(kept.memmap(), np.array(places))
 
 
 def key(network: keras.Model, settings: config.Settings, augmented: bool) -> str:
@@ -232,9 +117,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _complete(
-    store: Store, passes: list[Pass], network: keras.Model, settings: config.Settings, augmented: bool
+    kept: Store, passes: list[Pass], network: keras.Model, settings: config.Settings, augmented: bool
 ) -> None:
-    missing = set(store.missing([item.name for item in passes]))
+    missing = set(kept.missing([item.name for item in passes]))
     todo = [item for item in passes if item.name in missing]
     what = "augmented views" if augmented else "pictures"
     print(
@@ -242,19 +127,19 @@ def _complete(
         flush=True,
     )
     sources = Store(
-        CACHE / f"pictures-{VERSION}-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8
+        store.CACHE / f"pictures-{VERSION}-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8
     )
-    for folder in (store.folder, sources.folder):
+    for folder in (kept.folder, sources.folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "used").touch()
     if not todo:
         return
     folder = audit.find_pictures(settings.data.root)
     fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
-    needed = len(todo) * store.item_bytes + len(fresh) * sources.item_bytes
-    make_room(needed, settings.train.cache_gib)
+    needed = len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes
+    store.make_room(needed, settings.train.cache_gib)
     base = model.feature_function(network, BATCH)
-    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    chunks = [todo[start : start + store.CHUNK] for start in range(0, len(todo), store.CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
         # The next chunk is read and decoded while the base works on this one.
         ahead = reader.submit(_read, chunks[0], sources, folder)
@@ -263,7 +148,7 @@ def _complete(
             if following:
                 ahead = reader.submit(_read, following, sources, folder)
             augment = settings.augment if augmented else None
-            store.add([item.name for item in chunk], _run(base, chunk, images, augment, settings.data.seed, bar))
+            kept.add([item.name for item in chunk], _run(base, chunk, images, augment, settings.data.seed, bar))
 
 
 def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:
@@ -297,41 +182,6 @@ def _draws(item: Pass, seed: int) -> np.ndarray:
     # The generator's stream is one that NumPy promises never to change.
     digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, pictures.DRAWS)
-
-
-def make_room(needed: int, limit_gib: float) -> None:
-    """Deletes cache entries, the longest unused first, until `needed` more bytes stay below the limit.
-
-    Entries that were used within the last hour stay: this run or another one may be reading them.
-
-    Raises:
-        InputError: what must stay and the new bytes exceed the limit, or the disk has not that much free space.
-    """
-    entries = sorted((folder for folder in CACHE.iterdir() if folder.is_dir()), key=_last_use)
-    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in entries}
-    limit = int(limit_gib * 2**30)
-    for folder in entries:
-        if sum(sizes.values()) + needed <= limit or time.time() - _last_use(folder) < RECENT:
-            break
-        print(f"cache: {folder} is deleted to stay below {limit_gib:g} GiB")
-        shutil.rmtree(folder)
-        del sizes[folder]
-    total = sum(sizes.values()) + needed
-    if total > limit:
-        raise InputError(
-            f"train.cache_gib: the features of this run need {total / 2**30:.2f} GiB, "
-            f"with what was used within the hour; allowed are {limit_gib:g}"
-        )
-    free = shutil.disk_usage(CACHE).free
-    if free < needed:
-        raise InputError(
-            f"cache/: {needed / 2**30:.2f} GiB are needed for features, {free / 2**30:.2f} are free on the disk"
-        )
-
-
-def _last_use(folder: Path) -> float:
-    used = folder / "used"
-    return used.stat().st_mtime if used.exists() else 0.0
 
 
 def statistics(features: Features) -> tuple[np.ndarray, np.ndarray]:

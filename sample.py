@@ -339,9 +339,11 @@ def main() -> None:
     there = args.folder / MARKER
     if args.folder.exists() and not (there.is_file() and there.read_text() == marker):
         parser.error(f"{args.folder} is there and is not this sample; delete it or name another folder")
-    if not args.folder.exists():
+    if args.folder.exists():
+        print(f"synthetic sample: {args.folder} (it was there already)")
+    else:
         write(args.folder, args.seed, args.images, marker)
-    print(f"synthetic sample: {args.folder}")
+        print(f"synthetic sample: {args.folder}")
 
 
 if __name__ == "__main__":

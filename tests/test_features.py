@@ -23,6 +23,7 @@ import features
 import model
 import pictures
 import splits
+import store
 
 ROOT = Path(config.__file__).parent
 
@@ -154,26 +155,12 @@ def flip(position):
     (lambda folder: (folder / "arrays.bin").unlink(), 70),
 ])  # fmt: skip
 def test_what_is_damaged_is_computed_again(tree, rows, network, passes, monkeypatch, spoil, most):
-    monkeypatch.setattr(features, "CHUNK", 32)
+    monkeypatch.setattr(store, "CHUNK", 32)
     first = values(features.pooled(network, rows.head(70), options(tree)))
     spoil(store_folder())
     passes.clear()
     assert (values(features.pooled(network, rows.head(70), options(tree))) == first).all()
     assert 0 < len(passes) <= most
-
-
-def test_a_chunk_that_another_process_replaced_is_read_anew(place):
-    """One process's chunk 0 is deleted, and another one writes other names there."""
-
-    def store():
-        return features.Store(place / "store", (2,), np.float32)
-
-    first, second = store(), store()
-    first.add(["a", "b"], np.zeros((2, 2)))
-    assert second.missing(["a"]) == []
-    shutil.rmtree(place / "store")
-    store().add(["c", "d"], np.ones((2, 2)))
-    assert second.missing(["a", "c"]) == ["a"] and (second.read(["c"]) == 1).all()
 
 
 def test_a_cut_file_is_noticed(tree, rows, network, passes):
@@ -209,21 +196,6 @@ def test_a_full_disk_is_refused_before_anything_is_computed(tree, rows, network,
     assert passes == []
 
 
-def test_the_longest_unused_goes_first(place):
-    for age, name in enumerate(["new", "middle", "old"]):
-        (place / "cache" / name).mkdir(parents=True)
-        (place / "cache" / name / "arrays.bin").write_bytes(bytes(2**20))
-        (place / "cache" / name / "used").touch()
-        os.utime(place / "cache" / name / "used", (1e9 - age, 1e9 - age))
-    features.make_room(2**19, 3.2 / 1024)
-    assert {path.name for path in (place / "cache").iterdir()} == {"new", "middle"}
-    (place / "cache" / "middle" / "used").touch()
-    features.make_room(2**19, 2.2 / 1024)
-    assert {path.name for path in (place / "cache").iterdir()} == {"middle"}
-    with pytest.raises(InputError, match="train.cache_gib"):
-        features.make_room(2**19, 1.2 / 1024)
-
-
 def in_another_process(tree, place, queue):
     os.chdir(place)
     settings = options(tree)
@@ -251,7 +223,7 @@ KILLED = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import test_features as t, features
-features.CHUNK = 4
+features.store.CHUNK = 4
 settings = t.options(t.Path({tree!r}))
 rows = t.splits.select(t.audit.with_pixels(t.data.read_table(settings.data), settings.data), settings.data)
 features.pooled(t.model.build(settings), rows, settings)
