@@ -292,7 +292,7 @@ def describe(report: dict) -> str:
         first = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in found[:5])
         lines += [f"warning: {kind}: {len(found)} ({first}{', ...' if len(found) > 5 else ''})"] if found else []
     wrong, odd = len(report["errors"]), sum(map(len, report["warnings"].values()))
-    return "\n".join([*lines, "", f"{wrong} errors, which training refuses; {odd} warnings, which it can live with"])
+    return "\n".join([*lines, "", f"errors, which training refuses: {wrong}; warnings, which it can live with: {odd}"])
 
 
 def suspects(report: dict, findings: pd.DataFrame) -> pd.DataFrame:

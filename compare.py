@@ -37,7 +37,7 @@ def tabulate(results: dict[Path, dict]) -> pd.DataFrame:
     """A row a run: protocol, seed, what the test set rests on and shares with training, scores.
 
     `difference` is the accuracy less that of the first run; shared_image, shared_slide and shared_patient are the
-    shares (0 to 1) of the test images whose image, slide and patient were trained on.
+    shares (0 to 1) of the test images whose image, slide and patient stand in training.
     """
     first = next(iter(results.values()))
     return pd.DataFrame(

@@ -210,6 +210,8 @@ def main(arguments: list[str]) -> int:
         print("equal pixels are not known yet, so train.py may split otherwise; python data.py --audit finds them")
     parts = splits.split(table, settings.data)
     if args.split:
+        if Path(args.split).with_name("best_model.keras").exists():
+            raise InputError(f"--split writes, and {args.split} would be a run's own split; name another file")
         files.write_text(args.split, splits.to_csv(parts))
         print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
     else:

@@ -34,6 +34,7 @@ import plots
 import splits
 
 RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
+UNTRAINED = "The base is untrained (model.weights=random): no evidence of what a trained one does."
 THRESHOLD = 0.5
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
 SHOWN = 30
@@ -84,6 +85,8 @@ def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
     predictions = predict(network, test, settings)
     results = measure(predictions, settings.data) | {
         "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
+        "run": checkpoint.parent.name,
+        "weights": settings.model.weights,
         "split": other_split or "of the run",
         "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
@@ -202,8 +205,9 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
     )
     return "\n".join(
         [
-            f"protocol {results['protocol']}, {results['n']} test images of {results['slides']} slides and "
-            f"{results['patients']} patients (split {results['split']}), threshold {results['threshold']}",
+            f"run {results['run']}: protocol {results['protocol']}, seed {results['seed']}, threshold "
+            f"{results['threshold']}; {results['n']} test images of {results['slides']} slides and "
+            f"{results['patients']} patients (split {results['split']})",
             "",
             report,
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
@@ -215,10 +219,11 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
 
 def write(out: Path, predictions: pd.DataFrame, results: dict, leaks: str, folder: Path) -> None:
     """Writes and prints the report, and writes the tables and figures."""
-    note = " ".join(filter(None, [results["notice"], RESEARCH_ONLY]))
+    untrained = UNTRAINED if results["weights"] == "random" else ""
+    note = " ".join(filter(None, [results["notice"], untrained, RESEARCH_ONLY]))
     report = "\n\n".join([describe(results, predictions), leaks, note])
     wrong = predictions[predictions.prediction != predictions.label]
-    files.write_text(out / "metrics.json", json.dumps(results, indent=1))
+    files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
     files.write_text(out / "report.txt", report + "\n")
     files.write_text(out / "predictions.csv", predictions[COLUMNS].to_csv(index=False))
     files.write_text(out / "misclassified.csv", wrong[COLUMNS].to_csv(index=False))
@@ -230,15 +235,17 @@ def write(out: Path, predictions: pd.DataFrame, results: dict, leaks: str, folde
 def draw(predictions: pd.DataFrame, wrong: pd.DataFrame, folder: Path, out: Path, note: str) -> None:
     """The confusion matrix, the first predictions, and the wrong ones, as PNG."""
     plots.save(plots.confusion(predictions.label, predictions.prediction), out / "confusion_matrix.png", note)
-    for name, rows in {"predictions": predictions.head(SHOWN), "misclassified": wrong.head(SHOWN)}.items():
-        title = {
-            "predictions": f"The first {len(rows)} test images",
-            "misclassified": f"{len(rows)} of {len(wrong)} misclassified test images",
-        }[name]
+    first = predictions.groupby("label").head(SHOWN // 2)
+    titles = {
+        "predictions": (first, f"The first {SHOWN // 2} test images of each class"),
+        "misclassified": (wrong.head(SHOWN), f"{min(SHOWN, len(wrong))} of {len(wrong)} misclassified test images"),
+    }
+    for name, (rows, title) in titles.items():
         images = [audit.read_rgb(folder / path) for path in rows.path]
         captions = [
             f"{row.filename[:-4]}\n{row.label} -> {row.prediction} ({row.probability:.2f})" for row in rows.itertuples()
         ]
+        title += "; in brackets: probability of malignant"
         plots.save(plots.gallery(images, captions, rows.label, title), out / f"{name}.png", note)
 
 

@@ -27,6 +27,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text as a whole or not at all."""
+    """Writes UTF-8 text as a whole or not at all; a device or pipe is written to as it is."""
+    if Path(path).exists() and not Path(path).is_file():
+        Path(path).write_text(text, encoding="utf-8")
+        return
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -31,8 +31,9 @@ IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 NO_IMAGENET = (
-    "model.weights: the ImageNet weights are not on this machine and cannot be fetched ({}); three ways out: run once "
-    "with a network; put {} into ~/.keras/models; or give model.weights=FILE.h5 or model.weights=random (no evidence)"
+    "model.weights: the ImageNet weights are not on this machine and cannot be fetched ({reason}); three ways out: "
+    "run once with a network; put {name} into ~/.keras/models; "
+    "or give model.weights=FILE.h5 or model.weights=random (no evidence)"
 )
 
 
@@ -134,7 +135,7 @@ def _fetch_imagenet() -> Path:
         url = IMAGENET_URL + IMAGENET
         return Path(keras.utils.get_file(IMAGENET, url, cache_subdir="models", file_hash=IMAGENET_MD5))
     except Exception as error:  # get_file raises nothing narrower
-        raise InputError(NO_IMAGENET.format(IMAGENET, str(error).rpartition(": ")[2])) from None
+        raise InputError(NO_IMAGENET.format(name=IMAGENET, reason=str(error).rpartition(": ")[2])) from None
 
 
 def feature_function(model: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:

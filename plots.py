@@ -101,7 +101,7 @@ def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], 
     columns = 6
     rows = max(1, -(-len(images) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(11, 1.62 * rows + 0.5), layout="constrained", squeeze=False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\nframes: benign blue, malignant orange")
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption, label in zip(axes.flat, images, captions, labels):

@@ -193,7 +193,10 @@ def _draw_valid(rows: pd.DataFrame, units: pd.Series, settings: config.Data) -> 
 
 
 def upsample(train: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Draws rows of each class with replacement until every class has as many as the largest, as the thesis does."""
+    """Draws as many rows of each class, with replacement, as the largest class has.
+
+    As in the thesis the largest class is drawn anew too, so that about a third of its rows are left out by chance.
+    """
     if "set" in train and set(train.set) != {"train"}:
         raise ValueError(f"only training rows may be drawn again, came {sorted(set(train.set))}")
     largest = train.label.value_counts().max()
@@ -265,20 +268,20 @@ def verdict(found: dict) -> str:
     shared = found["shared"]
     if shared["image"]:
         return (
-            f"{shared['image']:.1%} of the test images were trained on: the score is not a measure of new images. "
-            "It shows what the network remembers."
+            f"{shared['image']:.1%} of the test images stand in the training set: the score is not a measure of new "
+            "images. It shows what the network remembers."
         )
     if shared["slide"]:
         return (
-            f"{shared['slide']:.1%} of the test images come from slides that were trained on: the score flatters; "
+            f"{shared['slide']:.1%} of the test images come from slides of the training set: the score flatters; "
             "it is no measure of new slides or patients."
         )
     if shared["patient"]:
         return (
-            f"No test image or slide was trained on, but {shared['patient']:.1%} of the test images come from "
-            "patients that were: the score may flatter."
+            f"No test image or slide stands in training, but {shared['patient']:.1%} of the test images come from "
+            "patients that do: the score may flatter."
         )
-    return "No test image, slide or patient was trained on: the score is one for new patients of this data set."
+    return "No test image, slide or patient stands in training: the score is one for new patients of this data set."
 
 
 def to_csv(table: pd.DataFrame) -> str:

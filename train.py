@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
     note = data.notice(settings.data.root)
-    print(settings.to_yaml(), splits.describe(table), f"\ntraining rows after upsampling: {len(rows)}", sep="\n")
+    drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
+    print(settings.to_yaml(), splits.describe(table), "", drawn, sep="\n")
     print(f"device: {device}", *([note] if note else []), sep="\n")
 
     surroundings = environment(settings, table, network) | {"device": device, "data_sha256": version}

@@ -222,7 +222,7 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
         and found["leaks"]["shared"]["image"] == 1.0
     )
     report = (copy / "evaluation-other" / "report.txt").read_text()
-    assert "other.csv" in report and "100.0% of the test images were trained on" in report
+    assert "other.csv" in report and "100.0% of the test images stand in the training set" in report
 
 
 def test_the_leaks_of_the_split_are_in_the_metrics(run):

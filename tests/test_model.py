@@ -237,7 +237,8 @@ def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
 
     monkeypatch.setattr(keras.utils, "get_file", offline)
     with pytest.raises(
-        InputError, match=r"network;.*~/\.keras/models.*model\.weights=FILE\.h5 or model\.weights=random"
+        InputError,
+        match=r"Name or service not known\).*network; put resnet50_weights.*notop.h5 into ~/\.keras/models.*model\.weights=FILE\.h5 or model\.weights=random",
     ):
         model.build(config.load_settings(None, tiny_settings(tree, "model.weights=imagenet")))
 

@@ -220,7 +220,7 @@ def test_leaks_on_a_table_whose_answer_is_known():
     assert found["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
     assert found["both_sides"] == ["s1"]
     assert found["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
-    assert "25.0% of the test images were trained on" in splits.verdict(found)
+    assert "25.0% of the test images stand in the training set" in splits.verdict(found)
 
 
 def test_each_verdict_is_of_its_protocol(table):
