@@ -28,10 +28,11 @@ def test_the_benchmark_runs_on_a_handful_of_images(tmp_path):
 def test_the_workload_is_extrapolated_as_documented():
     medians = {"fit": 10.0, "predict": 20.0, "extract": 40.0, "extract_views": 40.0, "matmul_float32": 200.0,
                "matmul_bfloat16": 400.0, "openvino": 50.0}  # fmt: skip
-    found = benchmark.summarise(medians, {10: 1.0, 20: 1.0}, [9.0, 5.0, 6.0, 7.0], {})
+    found = benchmark.summarise(medians, {10: 1.0, 20: 1.0}, [9.0, 5.0, 6.0, 7.0], {"device": "CPU, bfloat16"})
     assert found["workload_seconds"]["plain"] == 12 * (43_056 + 7_789) / 10
     assert found["workload_seconds"]["no_augment"] == 7_909 / 20 + 6
     views = 7_907 * 4 / 40 + 5_279 / 40 + (7_909 / 20 - 7_909 / 40) + 6
     assert found["workload_seconds"]["views_4"] == pytest.approx(views)
     assert found["ratios"]["extract_vs_predict"] == 2 and found["ratios"]["extract_vs_openvino"] == 0.8
-    assert found["ratios"]["share_of_float32_peak"] == pytest.approx(20 * 7.7 / 200)
+    assert found["ratios"]["predict_share_of_peak"] == pytest.approx(20 * 7.7 / 200)
+    assert found["ratios"]["extract_share_of_peak"] == pytest.approx(40 * 7.7 / 400)
