@@ -32,6 +32,7 @@ from PIL import Image
 from scipy import ndimage
 
 import data
+import device
 import features
 import files
 import model
@@ -73,15 +74,15 @@ def main(arguments: list[str]) -> None:
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:
     """All figures: raw medians in seconds or per second, and the ratios of the workload."""
     rows = write_pictures(images)
-    settings = model.with_precision(settings)
-    device = model.use_device(settings.train.precision)
+    settings = device.with_precision(settings)
+    machine = device.use_device(settings.train.precision)
     fast = model.build(settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in (images // 4, images // 2, images)}
     head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     some = rows.head(max(16, images // 8))
-    model.use_device("float32")
+    device.use_device("float32")
     plain = model.build(settings)
     contestants = {
         "predict": predict_plain(plain, some, settings),
@@ -92,7 +93,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         **{f"matmul_{name}": matmul(name) for name in ("float32", "bfloat16")},
     }
     medians = race(contestants, rounds)
-    return summarise(medians, growth, head, {"device": device, "images": images, "peak_memory_gib": peak_gib})
+    return summarise(medians, growth, head, {"device": machine, "images": images, "peak_memory_gib": peak_gib})
 
 
 def write_pictures(count: int) -> pd.DataFrame:

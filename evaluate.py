@@ -24,6 +24,7 @@ from sklearn import metrics
 from tqdm import tqdm
 
 import audit
+import checkpoint
 import compare
 import data
 import features
@@ -46,33 +47,33 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or the checkpoint in one")
     parser.add_argument("--split", metavar="FILE", help="take the test images from this split.csv, not from the run's")
     args = parser.parse(arguments)
-    checkpoints = [find_checkpoint(Path(run)) for run in args.runs]
-    results = {checkpoint.parent: evaluate(checkpoint, args.split) for checkpoint in checkpoints}
+    paths = [find_checkpoint(Path(run)) for run in args.runs]
+    results = {path.parent: evaluate(path, args.split) for path in paths}
     if len(results) > 1:
         compare.compare(results)
 
 
 def find_checkpoint(run: Path) -> Path:
     """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
-    checkpoint = run / "best_model.keras" if run.is_dir() else run
-    if not checkpoint.is_file():
-        raise InputError(f"no checkpoint {str(checkpoint)!r}; needed is a run's folder or the best_model.keras in one")
-    return checkpoint
+    path = run / "best_model.keras" if run.is_dir() else run
+    if not path.is_file():
+        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
+    return path
 
 
-def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
+def evaluate(path: Path, other_split: str | None = None) -> dict:
     """Predicts the test set of a checkpoint; writes metrics, tables and figures into evaluation/ beside it.
 
     Args:
-        checkpoint: of a run.
+        path: of a run's checkpoint.
         other_split: a split.csv whose test images take the place of the run's own.
 
     Returns:
         What is in metrics.json.
     """
-    network, about = model.load(checkpoint)
+    network, about = checkpoint.load(path)
     settings = about["settings"]
-    table = read_split(checkpoint.with_name("split.csv"), settings.data.protocol, about["split_sha256"])
+    table = read_split(path.with_name("split.csv"), settings.data.protocol, about["split_sha256"])
     if other_split:
         table = with_test_of(table, read_split(Path(other_split)))
     # Once more with the pixels, where training left them: twins under other names are leaks too.
@@ -85,14 +86,14 @@ def evaluate(checkpoint: Path, other_split: str | None = None) -> dict:
     predictions = predict(network, test, settings)
     results = measure(predictions, settings.data) | {
         "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
-        "run": checkpoint.parent.name,
+        "run": path.parent.name,
         "weights": settings.model.weights,
         "split": other_split or "of the run",
         "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
     }
     out = f"evaluation-{Path(other_split).stem}" if other_split else "evaluation"
-    write(checkpoint.with_name(out), predictions, results, splits.describe(table), folder)
+    write(path.with_name(out), predictions, results, splits.describe(table), folder)
     return results
 
 

@@ -7,6 +7,7 @@ with the same base reads them instead of running the network again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -138,7 +139,7 @@ def _complete(
     fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
     needed = len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes
     store.make_room(needed, settings.train.cache_gib)
-    base = model.feature_function(network, BATCH)
+    base = _compiled(network, model.weights_hash(network))
     chunks = [todo[start : start + store.CHUNK] for start in range(0, len(todo), store.CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
         # The next chunk is read and decoded while the base works on this one.
@@ -149,6 +150,12 @@ def _complete(
                 ahead = reader.submit(_read, following, sources, folder)
             augment = settings.augment if augmented else None
             kept.add([item.name for item in chunk], _run(base, chunk, images, augment, settings.data.seed, bar))
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(network: keras.Model, weights: str) -> Callable:
+    # Kept for the next rows of the same run, since making the graph takes seconds; other weights make another one.
+    return model.feature_function(network, BATCH)
 
 
 def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:

@@ -1,15 +1,8 @@
-"""The network: preprocessing, ResNet50, pooling, sigmoid head; its schedule, compilation, and checkpoints."""
+"""The network: preprocessing, ResNet50, pooling, sigmoid head; its schedule and compilation."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
-import statistics
-import timeit
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,12 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_addons as tfa
-
-import files
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 CAFFE_MEAN = [103.939, 116.779, 123.68]
-CPU_INFO = Path("/proc/cpuinfo")
-ABOUT = "breakhis.json"
 HEAD = "head_alone"
 IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
@@ -43,50 +33,6 @@ class CaffePreprocessing(keras.layers.Layer):
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         return images[..., ::-1] - tf.constant(CAFFE_MEAN, images.dtype)
-
-
-def with_precision(settings: config.Settings) -> config.Settings:
-    """The settings with `train.precision: auto` replaced by what this machine is fast in.
-
-    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and multiply it faster than
-    float32 (measured in a moment), else float32.
-    """
-    if settings.train.precision != "auto":
-        return settings
-    precision = _fast_precision(tf.config.list_physical_devices("GPU"))
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
-
-
-def use_device(precision: str) -> str:
-    """Lets the GPUs take memory as they need it and sets Keras' precision (float32, bfloat16 or float16).
-
-    Returns:
-        One line that names the device and the precision.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
-    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"
-
-
-def _fast_precision(gpus: list) -> str:
-    if gpus:
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
-        return "float16" if capability >= (7, 0) else "float32"
-    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
-    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
-    # Some processors that know bfloat16 multiply it more slowly than float32, so the instruction alone says little.
-    return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
-
-
-def _seconds(precision: str) -> float:
-    """How long a product of two matrices takes, the median of five."""
-    matrix = tf.cast(tf.random.stateless_uniform((1024, 1024), (0, 0)), precision)
-    product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
-    product()
-    return statistics.median(timeit.repeat(lambda: product().numpy(), number=1, repeat=5))
 
 
 def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
@@ -141,12 +87,17 @@ def _fetch_imagenet() -> Path:
 def feature_function(model: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """The way from `batch` images (batch, size, size, 3), float32, to pooled features (batch, 2048) as one graph.
 
-    XLA compiles it on a GPU; on a CPU it is slower than TensorFlow's own kernels.
+    The weights of the moment become constants of the graph, which lets TensorFlow merge each normalisation into its
+    convolution. On a GPU XLA compiles it; on a CPU that is slower than TensorFlow's own kernels.
     """
     part = pooled(model)
     shape = tf.TensorSpec((batch, *model.input_shape[1:]), tf.float32)
     on_gpu = bool(tf.config.list_logical_devices("GPU"))
-    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+    graph = tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+    if on_gpu:
+        return graph
+    frozen = convert_variables_to_constants_v2(graph.get_concrete_function())
+    return lambda images: frozen(images)[0]
 
 
 def head(model: keras.Model) -> keras.Model:
@@ -226,69 +177,6 @@ class LogRate(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         logs["learning_rate"] = float(self.rate(self.steps * (epoch + 1)))
-
-
-class KeepBest(keras.callbacks.Callback):
-    """Saves the model, with what it says of itself, whenever the validation loss is lower than ever.
-
-    Keras' ModelCheckpoint cannot put anything into the file, would save the part that is trained where that is the
-    head alone, and a reader could meet half of it.
-
-    Args:
-        whole: the model to save, which shares its layers with the one that is trained.
-        path: of the checkpoint.
-        about: what it says of itself, as `save` takes it.
-    """
-
-    def __init__(self, whole: keras.Model, path: Path, about: dict) -> None:
-        super().__init__()
-        self.whole, self.path, self.about, self.best = whole, path, about, math.inf
-
-    def on_epoch_end(self, epoch: int, logs: dict) -> None:
-        if logs["val_loss"] < self.best:
-            self.best = logs["val_loss"]
-            save(self.whole, self.path, {**self.about, "epoch": epoch, "val_loss": self.best})
-
-
-def save(model: keras.Model, path: Path, about: dict) -> None:
-    """Writes the whole model, pixels in, as one .keras file that carries its settings.
-
-    Args:
-        about: what the checkpoint says of itself, plain values; `settings` must be among them.
-    """
-    with files.replacing(path) as beside:
-        model.save(beside)
-        with zipfile.ZipFile(beside, "a") as archive:
-            archive.writestr(ABOUT, json.dumps({**about, "arrays_sha256": weights_hash(model)}, indent=1))
-
-
-def load(path: Path) -> tuple[keras.Model, dict]:
-    """Reads a checkpoint: the model is built from its settings, and only arrays are taken from the file.
-
-    Nothing in the file is run or unpickled: its layers' configuration, which could name any code, is not read.
-
-    Returns:
-        The model, not compiled, and what the checkpoint says of itself, with `settings` as a `config.Settings`.
-
-    Raises:
-        InputError: the file is missing, damaged, or was not written by `save`.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read(ABOUT))
-        about["settings"] = config.check_settings(about["settings"])
-        use_device(about["settings"].train.precision)
-        model = build(about["settings"], load_weights=False)
-        model.load_weights(path)
-        if weights_hash(model) != about["arrays_sha256"]:
-            raise ValueError("its arrays are not those that were saved")
-    except zipfile.BadZipFile:
-        raise InputError(f"{path}: damaged, or no .keras file") from None
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged, or no checkpoint of this project: {error}") from None
-    return model, about
 
 
 def weights_hash(model: keras.Model) -> str:

@@ -22,7 +22,9 @@ import pandas as pd
 import tensorflow as tf
 
 import audit
+import checkpoint
 import data
+import device
 import features
 import files
 import model
@@ -43,8 +45,8 @@ def main(arguments: list[str]) -> None:
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
-    settings = model.with_precision(settings)
-    device = model.use_device(settings.train.precision)
+    settings = device.with_precision(settings)
+    machine = device.use_device(settings.train.precision)
     network = model.build(settings)
     table = audit.with_pixels(table, settings.data)
     version = audit.data_version(table)
@@ -55,9 +57,9 @@ def main(arguments: list[str]) -> None:
     note = data.notice(settings.data.root)
     drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
     print(settings.to_yaml(), splits.describe(table), "", drawn, sep="\n")
-    print(f"device: {device}", *([note] if note else []), sep="\n")
+    print(f"device: {machine}", *([note] if note else []), sep="\n")
 
-    surroundings = environment(settings, table, network) | {"device": device, "data_sha256": version}
+    surroundings = environment(settings, table, network) | {"device": machine, "data_sha256": version}
     trained, batches, valid_batches = prepare(network, rows, valid, settings)
     run.mkdir(parents=True)
     files.write_text(run / "config.yaml", settings.to_yaml())
@@ -75,7 +77,7 @@ def main(arguments: list[str]) -> None:
         callbacks=[
             # First, so that the others find the rate among the logs.
             model.LogRate(model.cyclical_rate(settings.train, len(rows)), steps),
-            model.KeepBest(network, run / "best_model.keras", about(settings, table)),
+            checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table)),
             keras.callbacks.CSVLogger(run / "history.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
             keras.callbacks.TerminateOnNaN(),

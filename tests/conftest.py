@@ -6,6 +6,7 @@ from pathlib import Path
 
 import config
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,3 +101,15 @@ def real_sample() -> Path:
 def settings(tree: Path) -> config.Settings:
     """Settings for the tiny tree."""
     return config.load_settings(None, tiny_settings(tree))
+
+
+@pytest.fixture
+def float32():
+    keras.mixed_precision.set_global_policy("float32")
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    return np.random.RandomState(0).randint(0, 256, (6, 32, 32, 3)).astype(np.float32)

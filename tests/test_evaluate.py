@@ -13,9 +13,9 @@ from conftest import tiny_settings
 from sklearn import metrics
 
 import audit
+import checkpoint
 import data
 import evaluate
-import model
 import pictures
 import train
 
@@ -54,12 +54,12 @@ def test_the_test_set_is_predicted_and_nothing_else(run, predictions):
 
 def test_a_probability_is_that_of_its_own_file(run, tree, predictions):
     """Each image alone, by its name, through the loaded checkpoint."""
-    network, about = model.load(run / "best_model.keras")
+    network, about = checkpoint.load(run / "best_model.keras")
     folder = audit.find_pictures(tree)
     for row in predictions.sample(10, random_state=1).itertuples():
         path = next(folder.rglob(row.filename))
         image = pictures.read(str(path), about["settings"].data.image_size)
-        assert network.predict(image[None], verbose=0)[0, 0] == pytest.approx(row.probability, abs=1e-6)
+        assert network.predict(image[None], verbose=0)[0, 0] == pytest.approx(row.probability, abs=1e-5)
 
 
 def test_predictions_are_malignant_from_the_threshold_on(predictions):
@@ -126,7 +126,7 @@ def test_a_checkpoint_in_a_run_is_as_good_as_its_folder(copy):
 
 def test_predictions_in_another_order_are_never_passed_on(run, monkeypatch):
     rows = data.describe(pd.read_csv(run / "split.csv").filename).head(20)
-    network, about = model.load(run / "best_model.keras")
+    network, about = checkpoint.load(run / "best_model.keras")
     eval_dataset = pictures.eval_dataset
     monkeypatch.setattr(
         pictures, "eval_dataset", lambda *args: eval_dataset(*args).map(lambda n, i, y: (n[::-1], i, y))
@@ -136,12 +136,12 @@ def test_predictions_in_another_order_are_never_passed_on(run, monkeypatch):
 
 
 def test_features_and_pictures_give_the_same_predictions(run):
-    network, about = model.load(run / "best_model.keras")
+    network, about = checkpoint.load(run / "best_model.keras")
     rows = data.describe(pd.read_csv(run / "split.csv").filename).sample(30, random_state=1)
     rows = audit.with_pixels(rows, about["settings"].data)
     through_pictures = evaluate.predict_pictures(network, rows, about["settings"])
     np.testing.assert_allclose(
-        evaluate.predict(network, rows, about["settings"]).probability, through_pictures, atol=1e-6
+        evaluate.predict(network, rows, about["settings"]).probability, through_pictures, atol=1e-5
     )
 
 

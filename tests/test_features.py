@@ -19,6 +19,7 @@ from conftest import tiny_settings
 
 import audit
 import data
+import device
 import features
 import model
 import pictures
@@ -122,9 +123,9 @@ def test_every_setting_that_changes_the_features_changes_the_key(tree, network):
     base = trained.get_layer("resnet50")
     base.set_weights([array + 1e-6 for array in base.get_weights()])
     others.add(features.key(trained, options(tree), False))
-    model.use_device("bfloat16")
+    device.use_device("bfloat16")
     others.add(features.key(model.build(options(tree)), options(tree), False))
-    model.use_device("float32")
+    device.use_device("float32")
     assert len(others) == 7
 
 
@@ -322,9 +323,9 @@ def test_statistics_count_each_picture_once():
 
 def test_bfloat16_features_are_close(tree, rows, network):
     exact = values(features.pooled(network, rows.head(40), options(tree)))
-    model.use_device("bfloat16")
+    device.use_device("bfloat16")
     close = values(features.pooled(model.build(options(tree)), rows.head(40), options(tree)))
-    model.use_device("float32")
+    device.use_device("float32")
     assert np.linalg.norm(close - exact) <= 0.01 * np.linalg.norm(exact)
     cosine = (close * exact).sum(axis=1) / np.linalg.norm(close, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.9999

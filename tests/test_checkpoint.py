@@ -1,0 +1,107 @@
+import json
+import zipfile
+
+import config
+from config import InputError
+
+import keras
+import numpy as np
+import pytest
+from conftest import tiny_settings
+
+import checkpoint
+import model
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+@pytest.fixture(scope="module")
+def saved(tree, pixels, tmp_path_factory):
+    """A checkpoint, and what its model predicted before it was saved."""
+    settings = config.load_settings(None, tiny_settings(tree))
+    network = model.build(settings)
+    pooled = model.pooled(network).predict(pixels, verbose=0)
+    model.standardize(network, pooled.mean(axis=0), pooled.var(axis=0))
+    model.compile_model(network, settings.train, 32)
+    network.fit(pixels, np.array([[0], [1], [0], [1], [0], [1]]), verbose=0)
+    path = tmp_path_factory.mktemp("run") / "best_model.keras"
+    checkpoint.save(network, path, {"settings": settings.model_dump(), "split_sha256": "abc"})
+    return path, network.predict(pixels, verbose=0)
+
+
+def test_a_checkpoint_predicts_as_the_model_did(saved, pixels):
+    path, expected = saved
+    loaded, about = checkpoint.load(path)
+    np.testing.assert_allclose(loaded.predict(pixels, verbose=0), expected, atol=1e-6)
+    assert about["split_sha256"] == "abc" and about["settings"].data.image_size == 32
+
+
+def test_keras_itself_opens_the_checkpoint(saved, pixels):
+    path, expected = saved
+    np.testing.assert_allclose(
+        keras.models.load_model(path, compile=False).predict(pixels, verbose=0), expected, atol=1e-6
+    )
+
+
+def test_nothing_of_a_checkpoint_but_its_arrays_and_settings_is_used(saved, pixels, tmp_path):
+    """A checkpoint whose layers would run code loads, and the code does not run."""
+    path, expected = saved
+    hostile = tmp_path / "best_model.keras"
+    evil = {
+        "module": "os",
+        "class_name": "system",
+        "config": {"command": f"touch {tmp_path}/ran"},
+        "registered_name": None,
+    }
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(hostile, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, json.dumps(evil) if name == "config.json" else old.read(name))
+    loaded, _ = checkpoint.load(hostile)
+    np.testing.assert_allclose(loaded.predict(pixels, verbose=0), expected, atol=1e-6)
+    assert not (tmp_path / "ran").exists()
+
+
+def rewrite(path, target, **members):
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = members.get(name.split(".")[0], old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda path, target: None, "no checkpoint"),
+    (lambda path, target: target.write_bytes(b""), "damaged"),
+    (lambda path, target: target.write_bytes(path.read_bytes()[:100_000]), "damaged"),
+    (lambda path, target: target.write_text("not a model"), "damaged"),
+    (lambda path, target: rewrite(path, target, breakhis=None), "damaged, or no checkpoint of this project"),
+    (lambda path, target: rewrite(path, target, breakhis=b"{"), "damaged, or no checkpoint of this project"),
+    (lambda path, target: rewrite(path, target, breakhis=b"[]"), "damaged, or no checkpoint of this project"),
+    (lambda path, target: rewrite(path, target, breakhis=b'{"settings": {"data": 3}}'), "data"),
+    (lambda path, target: rewrite(path, target, model=b"no HDF5"), "damaged, or no checkpoint of this project"),
+    (lambda path, target: rewrite(path, target, model=None), "damaged, or no checkpoint of this project"),
+    (lambda path, target: keras.Sequential([keras.layers.Dense(1, input_shape=(2,))]).save(target), "no checkpoint of"),
+])  # fmt: skip
+def test_a_checkpoint_that_is_missing_damaged_or_not_ours_is_refused(saved, tmp_path, spoil, words):
+    target = tmp_path / "best_model.keras"
+    spoil(saved[0], target)
+    with pytest.raises(InputError, match=words):
+        checkpoint.load(target)
+
+
+def test_weights_of_another_shape_in_a_checkpoint_are_refused(saved, tmp_path):
+    about = json.loads(zipfile.ZipFile(saved[0]).read("breakhis.json"))
+    about["settings"]["model"]["standardize"] = False
+    rewrite(saved[0], tmp_path / "best_model.keras", breakhis=json.dumps(about))
+    with pytest.raises(InputError, match="its arrays are not those that were saved"):
+        checkpoint.load(tmp_path / "best_model.keras")
+
+
+def test_the_best_epoch_is_kept_by_validation_loss(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(checkpoint, "save", lambda network, path, about: kept.append(about))
+    keeper = checkpoint.KeepBest(None, tmp_path / "best_model.keras", {"split_sha256": "abc"})
+    for epoch, loss in enumerate([0.9, 0.5, 0.6, float("nan"), 0.4]):
+        keeper.on_epoch_end(epoch, {"val_loss": loss})
+    assert [(about["epoch"], about["val_loss"]) for about in kept] == [(0, 0.9), (1, 0.5), (4, 0.4)]
+    assert kept[0]["split_sha256"] == "abc"
