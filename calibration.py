@@ -1,0 +1,90 @@
+"""What is chosen on the validation set and on nothing else: the threshold, and the temperature of the probabilities."""
+
+from __future__ import annotations
+
+import config  # noqa: F401  first, because it refuses other Pythons
+from config import InputError
+
+import numpy as np
+from scipy import optimize, special
+from sklearn import metrics
+
+import measures
+
+RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
+
+
+def check_rule(rule: str) -> str:
+    """The rule as it came; raises InputError, naming those that there are, for any other."""
+    name, _, value = rule.partition("=")
+    number = _number(value if name == "sensitivity" else name)
+    if rule in ("youden", "f1") or (number is not None and (number > 0 or name != "sensitivity")):
+        return rule
+    raise InputError(f"--threshold: allowed are {RULES}; came {rule!r}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if 0 <= float(text) <= 1 else None
+    except ValueError:
+        return None
+
+
+def choose_threshold(malignant: np.ndarray, probability: np.ndarray, rule: str) -> float:
+    """The probability from which on an image is called malignant.
+
+    Args:
+        malignant: (n,) of the validation images, whether they are.
+        probability: (n,) of malignant.
+        rule: a number, which is the threshold; `youden`, the highest sensitivity + specificity - 1 (Youden, "Index
+            for rating diagnostic tests", 1950); `f1`, the highest F1 of malignant; `sensitivity=S`, the highest
+            threshold that finds at least that share of the malignant images. Of equals the highest is taken.
+    """
+    if _number(rule) is not None:
+        return float(rule)
+    fall_out, found, thresholds = metrics.roc_curve(malignant, probability, drop_intermediate=False)
+    # The curve begins where nothing is called malignant, at a threshold above every probability.
+    fall_out, found, thresholds = fall_out[1:], found[1:], thresholds[1:]
+    if rule == "youden":
+        return float(thresholds[np.argmax(found - fall_out)])
+    if rule == "f1":
+        positives, negatives = np.sum(malignant), np.sum(~np.asarray(malignant))
+        return float(thresholds[np.argmax(2 * found * positives / (positives * (1 + found) + negatives * fall_out))])
+    # A hair below, since shares of images are not exact in binary.
+    return float(thresholds[np.argmax(found >= float(rule.partition("=")[2]) - 1e-12)])
+
+
+def fit_temperature(malignant: np.ndarray, probability: np.ndarray) -> float:
+    """The temperature with the lowest log loss on the validation images; 1 if no other is lower.
+
+    Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(malignant, scale(probability, np.exp(log_temperature)))
+
+    best = optimize.minimize_scalar(loss, bounds=(np.log(0.01), np.log(100)), method="bounded")
+    return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+
+
+def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """The probabilities whose logits are divided by the temperature; their order stays."""
+    # A sigmoid in float32 can reach 0 and 1, whose logits are infinite.
+    certain = np.clip(np.asarray(probability, float), np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg / 2)
+    return special.expit(special.logit(certain) / temperature)
+
+
+def log_loss(malignant: np.ndarray, probability: np.ndarray) -> float:
+    """The mean of -log of the probability that the true class was given, in nats."""
+    certain = scale(probability, 1.0)
+    return float(-np.mean(np.where(malignant, np.log(certain), np.log1p(-certain))))
+
+
+def describe(malignant: np.ndarray, probability: np.ndarray, temperature: float) -> dict[str, list[float]]:
+    """Log loss, Brier score and expected calibration error, [as they came, scaled by the temperature]."""
+    both = [np.asarray(probability), scale(probability, temperature)]
+    return {
+        "log_loss": [log_loss(malignant, one) for one in both],
+        "brier": [float(metrics.brier_score_loss(malignant, one)) for one in both],
+        "ece": [measures.calibration_error(malignant, one) for one in both],
+    }
