@@ -1,5 +1,6 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
 # make test:  everything from a clean checkout to the tests.
+# make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
@@ -7,8 +8,10 @@ PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 PINS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 RUN := .venv/bin/python
 SEEDS := 0
+BASES := resnet50 cnn
+CONFIG := sample.yaml
 
-.PHONY: train protocols test lint
+.PHONY: train protocols claim test lint
 
 train: .venv/ready
 	$(RUN) sample.py sample
@@ -22,6 +25,15 @@ protocols: .venv/ready
 	for protocol in row image slide patient fold; do for seed in $(SEEDS); do \
 		run=$$stamp-$$protocol-$$seed && runs="$$runs runs/$$run" && \
 		$(RUN) train.py --config sample.yaml data.protocol=$$protocol data.seed=$$seed train.run=$$run || exit; done; done && \
+	$(RUN) evaluate.py $$runs
+
+claim: .venv/ready
+	$(RUN) sample.py sample
+	stamp=$$(date +%Y%m%d-%H%M%S) && runs= && \
+	for seed in $(SEEDS); do for base in $(BASES); do \
+		run=$$stamp-$$base-$$seed && runs="$$runs runs/$$run" && set --; \
+		test $$base = cnn && set -- train.maximal_lr=0.05; \
+		$(RUN) train.py --config $(CONFIG) model.base=$$base data.seed=$$seed train.run=$$run "$$@" || exit; done; done && \
 	$(RUN) evaluate.py $$runs
 
 test: .venv/ready-test

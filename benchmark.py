@@ -150,7 +150,9 @@ def fit_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Setting
 def train_head(network: keras.Model, settings: config.Settings, rows: int, momentum: float) -> float:
     """Seconds of the thesis' epochs on `rows` rows and their share of validation rows, on features of any numbers."""
     kept = features.Features(
-        np.random.default_rng(0).normal(size=(PICTURES, features.WIDTH)).astype(np.float32),
+        np.random.default_rng(0)
+        .normal(size=(PICTURES, network.get_layer("pooling").output.shape[-1]))
+        .astype(np.float32),
         np.random.default_rng(1).integers(0, PICTURES, (rows, 1)),
     )
     labels = np.arange(rows) % 2

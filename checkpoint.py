@@ -54,6 +54,16 @@ def save(network: keras.Model, path: Path, about: dict) -> None:
             archive.writestr(ABOUT, json.dumps({**about, "arrays_sha256": model.weights_hash(network)}, indent=1))
 
 
+def amend(path: Path, **more: object) -> None:
+    """Adds to what the checkpoint says of itself, or replaces what it said under these names; arrays stay."""
+    with files.replacing(path) as beside, zipfile.ZipFile(path) as old, zipfile.ZipFile(beside, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == ABOUT:
+                content = json.dumps({**json.loads(content), **more}, indent=1)
+            new.writestr(name, content)
+
+
 def load(path: Path) -> tuple[keras.Model, dict]:
     """Reads a checkpoint: the model is built from its settings, and only arrays are taken from the file.
 

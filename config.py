@@ -84,9 +84,10 @@ class Augment(Section):
 
 
 class Model(Section):
+    base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
     weights: str = Field(min_length=1, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
-        description="scale the pooled features by their training mean and deviation before the head"
+        description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
 
 
@@ -123,6 +124,11 @@ class Settings(Section):
     augment: Augment
     model: Model
     train: Train
+
+    @property
+    def cached(self) -> bool:
+        """Whether training reads features from the cache; a base that is trained has none that stay."""
+        return self.train.features == "cached" and self.model.base == "resnet50"
 
     def to_yaml(self) -> str:
         """The settings as the text of a config file that loads to the same settings."""

@@ -36,14 +36,13 @@ from store import Store
 BATCH = 32
 # Changes whenever the same settings would give other numbers than before.
 VERSION = 1
-WIDTH = 2048
 
 
 class Features(NamedTuple):
     """Pooled features of some rows: row r's view v is array[places[r, v]].
 
     Attributes:
-        array: memory map (any number, 2048), float32.
+        array: memory map (any number, width of the base: 2048 for ResNet50), float32.
         places: (rows, views), int64.
     """
 
@@ -80,7 +79,8 @@ def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, 
         for row in pictures_once.itertuples()
         for view in range(views)
     ]
-    kept = Store(store.CACHE / f"features-{key(network, settings, augmented)}", (WIDTH,), np.float32)
+    width = network.get_layer("pooling").output.shape[-1]
+    kept = Store(store.CACHE / f"features-{key(network, settings, augmented)}", (width,), np.float32)
     kept.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(kept.folder):
         _complete(kept, passes, network, settings, augmented)
@@ -90,7 +90,7 @@ def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, 
 
 def key(network: keras.Model, settings: config.Settings, augmented: bool) -> str:
     """A hash of all that features hang on beside the pixels: another setting never meets old features."""
-    base = network.get_layer("resnet50")
+    base = model.base_of(network)
     says = {
         "version": VERSION,
         "weights": model.weights_hash(base),
@@ -171,7 +171,7 @@ def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarr
 def _run(
     base: Callable, chunk: list[Pass], images: dict, augment: config.Augment | None, seed: int, bar: tqdm
 ) -> np.ndarray:
-    """The features (len(chunk), 2048) of the chunk's passes, in batches of BATCH, the last one filled up with zeros."""
+    """The features (len(chunk), width) of the passes, in batches of BATCH, the last one filled up with zeros."""
     features = []
     for start in range(0, len(chunk), BATCH):
         batch = chunk[start : start + BATCH]
@@ -192,7 +192,7 @@ def _draws(item: Pass, seed: int) -> np.ndarray:
 
 
 def statistics(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (2048,) of the features, each picture and view counted once whatever its number of rows."""
+    """Mean and variance (width,) of the features, each picture and view counted once whatever its number of rows."""
     scaler = StandardScaler()
     places = np.unique(features.places)
     for start in range(0, len(places), 4096):
@@ -209,7 +209,7 @@ def train_dataset(features: Features, labels: np.ndarray, settings: config.Setti
         settings: of the run.
 
     Returns:
-        Batches of features (n, 2048) and labels (n, 1), float32; the last batch of an epoch may be smaller.
+        Batches of features (n, width) and labels (n, 1), float32; the last batch of an epoch may be smaller.
     """
     rows, views = features.places.shape
     places, labels = tf.constant(features.places), tf.constant(labels[:, None], tf.float32)
@@ -234,4 +234,4 @@ def eval_dataset(features: Features, labels: np.ndarray, batch_size: int) -> tf.
 def _gather(array: np.ndarray, where: tf.Tensor) -> tf.Tensor:
     # From the memory map, batch by batch, so that the features never have to fit into memory.
     gathered = tf.numpy_function(lambda places: array[places], [where], tf.float32, stateful=False)
-    return tf.ensure_shape(gathered, (None, WIDTH))
+    return tf.ensure_shape(gathered, (None, array.shape[1]))

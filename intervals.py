@@ -47,6 +47,16 @@ def intervals(predictions: pd.DataFrame, threshold: float, seed: int = 0, draws:
     return {name: {unit: pairs.get(name) for unit, pairs in found.items()} for name in measures.SCORES}
 
 
+def table(results: dict) -> pd.DataFrame:
+    """A row a score: key, name, value, patient_low, patient_high, image_low, image_high; NaN for no interval."""
+    rows = []
+    for key, name in measures.SCORES.items():
+        pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}
+        ends = {f"{unit}_{end}": value for unit, pair in pairs.items() for end, value in zip(("low", "high"), pair)}
+        rows.append({"key": key, "name": name, "value": results[key], **ends})
+    return pd.DataFrame(rows)
+
+
 def percentiles(values: np.ndarray) -> list[float]:
     """The middle LEVEL percent of the draws along the first axis."""
     tail = (100 - LEVEL) / 2
@@ -150,7 +160,8 @@ def curve_bands(predictions: pd.DataFrame, seed: int = 0, draws: int = 500) -> d
     precision = _share(positive, positive + negative)
     grid = np.linspace(0, 1, 101)
     roc = [np.interp(grid, np.r_[0, x], np.r_[0, y]) for x, y in zip(fallout, recall)]
-    pr = [np.interp(grid, x, y) for x, y in zip(recall, precision)]
+    # The precision where that recall is first reached; a line between two points would promise more.
+    pr = [y[np.searchsorted(x, np.maximum(grid, 1e-9) - 1e-12)] for x, y in zip(recall, precision)]
     return {"roc": (grid, *np.array(percentiles(roc))), "pr": (grid, *np.array(percentiles(pr)))}
 
 

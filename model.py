@@ -35,7 +35,7 @@ class CaffePreprocessing(keras.layers.Layer):
 
 
 def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
-    """Pixels in, probability of malignant out; the base is frozen.
+    """Pixels in, probability of malignant out; a ResNet50 as base is frozen, a plain CNN is trained with the head.
 
     Args:
         settings: of the run.
@@ -47,22 +47,46 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
     Raises:
         InputError: the weights are missing, cannot be fetched, or are not those of ResNet50 without top.
     """
-    # The untrained base is the same for every seed, as a trained one is; the seed is the head's.
-    keras.utils.set_random_seed(0)
-    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
-    if load_weights and settings.model.weights != "random":
-        _load_base(base, settings.model.weights)
-    base.trainable = False
+    if settings.model.base == "resnet50":
+        base = _resnet50(settings.model.weights if load_weights else "random")
     keras.utils.set_random_seed(settings.data.seed)
+    if settings.model.base == "cnn":
+        base = _cnn()
     size = settings.data.image_size
     images = keras.Input((size, size, 3), name="image")
     x = CaffePreprocessing(dtype="float32", name="preprocessing")(images)
-    # Inference mode: BatchNorm keeps its statistics, also where the base is unfrozen one day.
-    x = base(x, training=False)
+    # A frozen base in inference mode: BatchNorm keeps its statistics.
+    x = base(x, training=None if base.trainable else False)
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(x)
-    if settings.model.standardize:
+    if settings.model.standardize and not base.trainable:
         x = keras.layers.Normalization(dtype="float32", name="standardize")(x)
     return keras.Model(images, keras.layers.Dense(1, "sigmoid", dtype="float32", name="head")(x), name="breakhis")
+
+
+def base_of(network: keras.Model) -> keras.Model:
+    """The part of the model that turns pictures into feature maps; it stands as one layer in the whole."""
+    return next(layer for layer in network.layers if isinstance(layer, keras.Model))
+
+
+def _resnet50(weights: str) -> keras.Model:
+    # The untrained base is the same for every seed, as a trained one is; the seed is the head's.
+    keras.utils.set_random_seed(0)
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
+    if weights != "random":
+        _load_base(base, weights)
+    base.trainable = False
+    return base
+
+
+def _cnn() -> keras.Model:
+    """Four rounds of convolution and halving, 32 to 256 channels: what "a CNN" means beside a ResNet50."""
+    images = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 128)(images)
+    for channels in (32, 64, 128, 256):
+        x = keras.layers.Conv2D(channels, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.MaxPooling2D()(keras.layers.Activation("relu")(x))
+    return keras.Model(images, x, name="cnn")
 
 
 def _load_base(base: keras.Model, weights: str) -> None:
@@ -97,7 +121,7 @@ def feature_function(model: keras.Model, batch: int) -> Callable[[tf.Tensor], tf
 
 def head(model: keras.Model) -> keras.Model:
     """The part of the model from the pooled features to the probability; its layers are the model's own."""
-    features = keras.Input((2048,), name="features")
+    features = keras.Input(model.get_layer("pooling").output.shape[1:], name="features")
     x = features
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
         x = layer(x)

@@ -15,12 +15,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from scikitplot.metrics import plot_confusion_matrix
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 import files
 
 LABELS = ["benign", "malignant"]
 # Okabe and Ito's blue and vermilion, told apart under every common colour blindness.
 COLORS = {"benign": "#0072B2", "malignant": "#D55E00"}
+INK = "0.2"
 SETS = ["train", "valid", "test", "unused"]
 plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -96,11 +98,13 @@ def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
     return figure
 
 
-def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], title: str) -> Figure:
-    """Images (n, height, width, 3), 0 to 255, in rows of six, each framed in the colour of its true class."""
-    columns = 6
+def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], title: str, columns: int = 6) -> Figure:
+    """Images (n, height, width, 3), 0 to 255, in rows, each framed in the colour of its true class."""
     rows = max(1, -(-len(images) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(11, 1.62 * rows + 0.5), layout="constrained", squeeze=False)
+    height = 10.8 / columns * (images[0].shape[0] / images[0].shape[1] if len(images) else 1)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(11, (height + 0.42) * rows + 0.6), layout="constrained", squeeze=False
+    )
     figure.suptitle(f"{title}\nframes: benign blue, malignant orange")
     for axis in axes.flat:
         axis.axis("off")
@@ -142,21 +146,164 @@ def sheet(images: dict[tuple[str, int], np.ndarray], subtypes: dict[str, str]) -
     return figure
 
 
-def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
-    """Accuracy of each protocol (bar: mean, dots: runs) beside published figures (dashed).
+def curves(malignant: np.ndarray, probability: np.ndarray, bands: dict, areas: tuple[float, float]) -> Figure:
+    """ROC and precision-recall curves.
 
     Args:
-        runs: protocol, accuracy and shared_patient of each run.
+        malignant: (n,), whether an image is.
+        probability: (n,) of malignant.
+        bands: as `intervals.curve_bands` gives them; empty for none.
+        areas: under the ROC curve, and the average precision.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")
+    RocCurveDisplay.from_predictions(malignant, probability, ax=axes[0])
+    PrecisionRecallDisplay.from_predictions(malignant, probability, ax=axes[1])
+    share = float(np.mean(malignant))
+    axes[0].plot([0, 1], [0, 1], color="0.6", linestyle=":", label="chance")
+    axes[1].axhline(share, color="0.6", linestyle=":", label="chance")
+    titles = [f"ROC, area {areas[0]:.3f}", f"Precision-recall, average precision {areas[1]:.3f}"]
+    names = [("false positive rate (1 - specificity)", "sensitivity"), ("recall (sensitivity)", "precision")]
+    for axis, key, title, (x, y) in zip(axes, ["roc", "pr"], titles, names):
+        axis.get_lines()[0].set(color=INK, label="test images")
+        if key in bands:
+            axis.fill_between(*bands[key], color=INK, alpha=0.15, linewidth=0, label="95 % over patients")
+        axis.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axis.legend(frameon=False, loc="lower right" if key == "roc" else "lower left", fontsize=8)
+    return figure
+
+
+def reliability(before: pd.DataFrame, after: pd.DataFrame, errors: Sequence[float]) -> Figure:
+    """The share that is malignant against the probability, before and after temperature scaling.
+
+    Args:
+        before: probability, malignant and n of each bin, as `measures.reliability` gives them.
+        after: the same of the scaled probabilities.
+        errors: the expected calibration error of both.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained", sharey=True)
+    for axis, bins, error, title in zip(axes, [before, after], errors, ["As predicted", "After temperature scaling"]):
+        axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect")
+        axis.plot(bins.probability, bins.malignant, color=INK, linewidth=1)
+        sizes = 15 + 250 * bins.n / bins.n.sum()
+        axis.scatter(bins.probability, bins.malignant, sizes, color=INK, label="bins, size by images")
+        axis.set(title=f"{title}: error {error:.3f}", xlabel="mean probability of malignant in the bin", aspect="equal")
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("share of the bin that is malignant")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def scores(predictions: pd.DataFrame, threshold: float) -> Figure:
+    """Histogram of the probabilities of each class; columns label and probability."""
+    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    sns.histplot(
+        predictions,
+        x="probability",
+        hue="label",
+        hue_order=LABELS,
+        palette=COLORS,
+        bins=np.linspace(0, 1, 26),
+        element="step",
+        alpha=0.35,
+        ax=axis,
+    )
+    axis.axvline(threshold, color="0.25", linestyle="--", linewidth=1)
+    axis.annotate(f"threshold {threshold:.3g}", (threshold, 1.01), xycoords=("data", "axes fraction"), ha="center")
+    axis.set(xlabel="probability of malignant", ylabel="test images", xlim=(0, 1))
+    sns.move_legend(axis, "center left", bbox_to_anchor=(1.0, 0.5), title=None, frameon=False)
+    return figure
+
+
+def groups(patients: dict[str, pd.DataFrame], accuracy: dict[str, dict]) -> Figure:
+    """Accuracy of the groups of images (bars) and of the single patients in them (dots), a panel a grouping.
+
+    Args:
+        patients: grouping -> frame of group, label and right (share), a row a patient in a group.
+        accuracy: grouping -> group -> accuracy, n and patients.
+    """
+    ratios = [len(found) + 0.5 for found in accuracy.values()]
+    figure, axes = plt.subplots(
+        1, len(accuracy), figsize=(11, 4), layout="constrained", sharey=True, width_ratios=ratios
+    )
+    for axis, (name, found) in zip(axes, accuracy.items()):
+        order = list(found)
+        axis.bar(order, [found[group]["accuracy"] for group in order], color="0.85", width=0.7)
+        dots = patients[name]
+        sns.stripplot(
+            dots, x="group", y="right", hue="label", hue_order=LABELS, palette=COLORS, order=order, size=5, ax=axis
+        )
+        axis.get_legend().remove()
+        labels = [f"{group.replace('_', chr(10))}\n{_numbers(found[group])}" for group in order]
+        axis.set_xticks(range(len(order)), labels, fontsize=8)
+        axis.set(title=f"By {name}", xlabel="", ylim=(-0.03, 1.05), ylabel="share of images that are right")
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=COLORS[label]) for label in LABELS]
+    words = [f"a {label} patient" for label in LABELS]
+    figure.legend(handles, words, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
+    return figure
+
+
+def _numbers(group: dict) -> str:
+    patients = f"{group['patients']} patient{'' if group['patients'] == 1 else 's'}"
+    return f"{group['accuracy']:.0%} right\n{group['n']} images\n{patients}"
+
+
+def patients(table: pd.DataFrame) -> Figure:
+    """Each patient's share of right images, worst first, with its images and errors; as `measures.by_patient`."""
+    table = table.sort_values(["right", "n"], ascending=[True, False])
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.24 * len(table)), layout="constrained")
+    places = np.arange(len(table))
+    axis.barh(places, table.right, color=[COLORS[label] for label in table.label], height=0.75)
+    for place, row in zip(places, table.itertuples()):
+        errors = round(row.n * (1 - row.right))
+        wrong = "" if row.pooled_right else "; pooled decision wrong"
+        axis.annotate(f" {errors} of {row.n} wrong{wrong}", (row.right, place), va="center", fontsize=8)
+    axis.set_yticks(places, table.patient, fontsize=8)
+    axis.set(xlabel="share of the patient's images that are right", ylabel="patient", xlim=(0, 1.35))
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[label]) for label in LABELS]
+    figure.legend(handles, LABELS, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
+    return figure
+
+
+def intervals(scores: pd.DataFrame) -> Figure:
+    """Each score with its interval over patients (dark) and over images (light).
+
+    Args:
+        scores: name, value, patient_low, patient_high, image_low, image_high; NaN where there is no interval.
+    """
+    figure, axis = plt.subplots(figsize=(9, 1.3 + 0.36 * len(scores)), layout="constrained")
+    places = np.arange(len(scores))
+    for unit, color, width, shift in [("patient", INK, 3, -0.13), ("image", "#56B4E9", 3, 0.13)]:
+        low, high = scores[f"{unit}_low"], scores[f"{unit}_high"]
+        axis.hlines(places + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
+    axis.plot(scores.value, places, "o", color=INK, markersize=5, markerfacecolor="white", label="on the test set")
+    axis.set_yticks(places, scores.name)
+    axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "value"]])) - 0.02, 1.02))
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.invert_yaxis()
+    figure.legend(frameon=False, ncols=3, loc="outside upper center", fontsize=9)
+    return figure
+
+
+def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
+    """Accuracy of each protocol and base (bar: mean, dots: runs) beside published figures (dashed).
+
+    Args:
+        runs: protocol, base, accuracy and shared_patient of each run.
         references: name -> accuracy.
     """
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    order = list(runs.protocol.unique())
-    leaky = runs.groupby("protocol").shared_patient.mean()[order] > 0
+    several = runs.base.nunique() > 1
+    runs = runs.assign(group=runs.protocol + ("\n" + runs.base if several else ""))
+    order = list(runs.group.unique())
+    leaky = runs.groupby("group").shared_patient.mean()[order] > 0
     colors = {True: "0.7", False: "#009E73"}
-    means = runs.groupby("protocol").accuracy.mean()[order]
+    means = runs.groupby("group").accuracy.mean()[order]
     bars = axis.bar(order, means, color=[colors[leak] for leak in leaky], width=0.6)
     axis.bar_label(bars, [f"{mean:.1%}" for mean in means], label_type="center", fontsize=9)
-    sns.stripplot(runs, x="protocol", y="accuracy", order=order, color="black", size=4, jitter=0.12, ax=axis, zorder=3)
+    sns.stripplot(runs, x="group", y="accuracy", order=order, color="black", size=4, jitter=0.12, ax=axis, zorder=3)
     above = 0.0
     for name, value in sorted(references.items(), key=lambda item: item[1]):
         axis.axhline(value, color="0.35", linestyle="--", linewidth=0.9, zorder=0)

@@ -93,12 +93,12 @@ def prepare(
     network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings
 ) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset]:
     """What is trained, on what, and validated on what: the head on cached features, or the network on pictures."""
-    cached = settings.train.features == "cached"
-    if cached or settings.model.standardize:
-        kept = features.pooled(network, rows, settings, augmented=cached and settings.augment.active)
-    if settings.model.standardize:
+    standardize = settings.model.standardize and settings.model.base == "resnet50"
+    if settings.cached or standardize:
+        kept = features.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
+    if standardize:
         model.standardize(network, *features.statistics(kept))
-    if not cached:
+    if not settings.cached:
         folder = audit.find_pictures(settings.data.root)
         valid_batches = pictures.without_names(pictures.eval_dataset(valid, folder, settings))
         return network, pictures.train_dataset(rows, folder, settings), valid_batches
@@ -134,7 +134,7 @@ def environment(settings: config.Settings, table: pd.DataFrame, network: keras.M
         "seed": settings.data.seed,
         "git_commit": git_commit(),
         "split_sha256": splits.digest(splits.to_csv(table)),
-        "weights_sha256": model.weights_hash(network.get_layer("resnet50")),
+        "weights_sha256": model.weights_hash(model.base_of(network)),
         "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
     }

@@ -291,7 +291,7 @@ def test_cached_and_end_to_end_train_the_same_head(tree, place):
 
 
 def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
-    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], features.WIDTH, axis=1)
+    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
     kept = features.Features(array, np.arange(60).reshape(20, 3))
     labels = np.arange(20) % 2
     settings = options(tree, "train.epochs=30", "train.batch_size=8")
@@ -307,7 +307,7 @@ def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
 
 
 def test_validation_takes_every_row_once_in_order(tree):
-    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], features.WIDTH, axis=1)
+    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
     kept = features.Features(array, np.arange(60).reshape(20, 3))
     batches = list(features.eval_dataset(kept, np.arange(20) % 2, 8))
     assert np.concatenate([batch[:, 0] for batch, _ in batches]).tolist() == list(range(0, 60, 3))
@@ -315,7 +315,7 @@ def test_validation_takes_every_row_once_in_order(tree):
 
 
 def test_statistics_count_each_picture_once():
-    array = np.random.RandomState(0).normal(3, 2, (50, features.WIDTH)).astype(np.float32)
+    array = np.random.RandomState(0).normal(3, 2, (50, 2048)).astype(np.float32)
     mean, variance = features.statistics(features.Features(array, np.array([[1], [2], [2], [2], [7]])))
     np.testing.assert_allclose(mean, array[[1, 2, 7]].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(variance, array[[1, 2, 7]].var(axis=0), rtol=1e-4)

@@ -1,0 +1,169 @@
+"""The figures of an evaluation: what is drawn, from which rows, under which heading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import config  # noqa: F401  first, because it quiets TensorFlow
+
+import gradcam
+import keras
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import audit
+import calibration
+import intervals
+import measures
+import pictures
+import plots
+
+if TYPE_CHECKING:
+    from report import Evaluation
+
+SHOWN = 30
+EXPLAINED = 12
+IN_BRACKETS = "in brackets: probability of malignant"
+
+
+class Drawn(NamedTuple):
+    """A figure on disk: its file, its heading, the words for those who cannot see it."""
+
+    path: Path
+    heading: str
+    alt: str
+
+
+class Drawing(NamedTuple):
+    """A figure to be written: the section that it belongs to, its file's stem, heading and alternative text."""
+
+    section: str
+    name: str
+    figure: Figure
+    heading: str
+    alt: str
+
+
+def draw(found: Evaluation, network: keras.Model) -> dict[str, list[Drawn]]:
+    """Writes every figure as PNG into the evaluation's folder; gives the sections with what belongs into them."""
+    sections: dict[str, list[Drawn]] = {}
+    with tqdm(desc="drawing", unit="figure", delay=5) as bar:
+        for drawing in all_drawings(found, network):
+            path = found.out / f"{drawing.name}.png"
+            plots.save(drawing.figure, path, found.note)
+            sections.setdefault(drawing.section, []).append(Drawn(path, drawing.heading, drawing.alt))
+            bar.update()
+    return sections
+
+
+def all_drawings(found: Evaluation, network: keras.Model) -> Iterator[Drawing]:
+    """One after the other, so that no two figures are in memory."""
+    yield from of_scores(found)
+    yield from of_calibration(found)
+    yield from of_groups(found)
+    folder = audit.find_pictures(found.settings.data.root)
+    yield from galleries(found, folder)
+    yield from heatmaps(found, folder, network)
+
+
+def of_scores(found: Evaluation) -> Iterator[Drawing]:
+    """Confusion matrix, curves, intervals."""
+    test, results = found.predictions, found.results
+    (tn, fp), (fn, tp) = results["confusion_matrix"]
+    alt = f"Of {tn + fp} benign images {fp} were called malignant, of {fn + tp} malignant ones {fn} benign."
+    yield Drawing("results", "confusion_matrix", plots.confusion(test.label, test.prediction), "Confusion matrix", alt)
+    areas = results["roc_auc"], results["average_precision"]
+    malignant, bands = test.label == "malignant", intervals.curve_bands(test, results["bootstrap"]["seed"])
+    figure = plots.curves(malignant, test.probability, bands, areas)
+    alt = f"Area under the ROC curve {areas[0]:.3f}, average precision {areas[1]:.3f}."
+    yield Drawing("results", "curves", figure, "ROC and precision-recall", alt)
+    figure = plots.intervals(found.scores)
+    yield Drawing("results", "intervals", figure, "Scores with both intervals", "The table of scores as a figure.")
+
+
+def of_calibration(found: Evaluation) -> Iterator[Drawing]:
+    """Reliability before and after temperature scaling, histogram of the probabilities."""
+    test, results = found.predictions, found.results
+    malignant, errors = test.label == "malignant", results["calibration"]["test"]["ece"]
+    scaled = calibration.scale(test.probability, results["calibration"]["temperature"])
+    bins = [measures.reliability(malignant, probability) for probability in (test.probability, scaled)]
+    alt = f"Expected calibration error {errors[0]:.3f} as predicted, {errors[1]:.3f} scaled."
+    yield Drawing("calibration", "reliability", plots.reliability(*bins, errors), "Reliability", alt)
+    figure = plots.scores(test, results["threshold"])
+    means = test.groupby("label").probability.mean()
+    alt = "Mean probability of malignant: " + ", ".join(f"{label} {mean:.2f}" for label, mean in means.items()) + "."
+    yield Drawing("calibration", "scores", figure, "Probabilities by class", alt)
+
+
+def of_groups(found: Evaluation) -> Iterator[Drawing]:
+    """Accuracy by magnification and subtype, and patient by patient."""
+    test, results = found.predictions, found.results
+    names = {"magnification": "mag", "subtype": "subtype"}
+    right = test.assign(right=(test.prediction == test.label).astype(float))
+    patients = {
+        name: right.assign(group=right[column].astype(str))
+        .groupby(["group", "label", "patient"], as_index=False)
+        .right.mean()
+        for name, column in names.items()
+    }
+    accuracy = {name: results[f"by_{name}"] for name in names}
+    told = [f"{group} {part['accuracy']:.0%}" for parts in accuracy.values() for group, part in parts.items()]
+    figure = plots.groups(patients, accuracy)
+    yield Drawing("parts", "groups", figure, "Accuracy by magnification and subtype", "Accuracy: " + ", ".join(told))
+    figure = plots.patients(measures.by_patient(test, results["threshold"]))
+    alt = f"Mean share of right images {results['recognition_rate']:.1%}."
+    yield Drawing("parts", "patients", figure, "Patient by patient", alt)
+
+
+def galleries(found: Evaluation, folder: Path) -> Iterator[Drawing]:
+    """The first predictions, every wrong one, the most and the least certain."""
+    test, wrong = found.predictions, found.wrong
+    first = test.groupby("label").head(SHOWN // 2)
+    certain = (test.probability - found.results["threshold"]).abs().sort_values(kind="stable").index
+    yield _gallery("pictures", "predictions", first, f"The first {SHOWN // 2} test images of each class", folder)
+    least, most = test.loc[certain[: SHOWN // 2]], test.loc[certain[::-1][: SHOWN // 2]]
+    yield _gallery("pictures", "least_certain", least, "The least certain predictions", folder)
+    yield _gallery("pictures", "most_certain", most, "The most certain predictions", folder)
+    for page, start in enumerate(range(0, len(wrong), SHOWN), start=1):
+        rows = wrong.iloc[start : start + SHOWN]
+        title = f"Misclassified images {start + 1} to {start + len(rows)} of {len(wrong)}, the surest first"
+        yield _gallery("errors", f"misclassified-{page:02}", rows, title, folder)
+
+
+def _gallery(section: str, name: str, rows: pd.DataFrame, title: str, folder: Path) -> Drawing:
+    images = [audit.read_rgb(folder / path) for path in rows.path]
+    figure = plots.gallery(images, captions(rows), rows.label, f"{title}; {IN_BRACKETS}")
+    return Drawing(section, name, figure, title, f"{len(rows)} microscope pictures with their predictions.")
+
+
+def captions(rows: pd.DataFrame) -> list[str]:
+    """For each image its name, true and predicted class, and probability of malignant."""
+    return [
+        f"{row.filename[:-4]}\n{row.label} -> {row.prediction} ({row.probability:.2f})" for row in rows.itertuples()
+    ]
+
+
+def heatmaps(found: Evaluation, folder: Path, network: keras.Model) -> Iterator[Drawing]:
+    """What the network looked at: in the wrong ones, and in the surest right ones of each class."""
+    test = found.predictions
+    right = test[test.prediction == test.label].sort_values("probability", kind="stable")
+    parts = {
+        "wrong": (found.wrong, "the surest wrong predictions"),
+        "benign": (right[right.label == "benign"], "the surest right predictions of benign"),
+        "malignant": (right[right.label == "malignant"].iloc[::-1], "the surest right predictions of malignant"),
+    }
+    for name, (rows, words) in parts.items():
+        rows = rows.head(EXPLAINED)
+        if rows.empty:
+            continue
+        images = pictures.decode([folder / path for path in rows.path], found.settings.data.image_size)
+        heats = gradcam.heatmaps(network, images.astype(np.float32), (rows.prediction == "malignant").to_numpy())
+        pairs = [np.hstack([image, gradcam.overlay(image, heat)]) for image, heat in zip(images, heats)]
+        title = f"Grad-CAM of {words}; {IN_BRACKETS}\nbright: what spoke for the predicted class"
+        figure = plots.gallery(pairs, captions(rows), rows.label, title, columns=4)
+        heading = f"Grad-CAM of {words}"
+        yield Drawing("heat", f"heatmaps-{name}", figure, heading, "Each picture beside its heat map.")

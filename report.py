@@ -1,0 +1,177 @@
+"""An evaluation as files: tables, figures, report.txt, and report.html, which holds all of it in one page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import config  # first, because it quiets TensorFlow
+
+import jinja2
+import keras
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+import data
+import figures
+import files
+import intervals
+import measures
+import splits
+
+RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
+UNTRAINED = "The base is untrained (model.weights=random): no evidence of what a trained one does."
+COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        results: what is in metrics.json.
+        predictions: a row a test image.
+        out: folder for the files.
+        leaks: the split and what it shares, in plain words.
+        settings: of the run.
+        environment: what environment.json says; may be empty.
+    """
+
+    results: dict
+    predictions: pd.DataFrame
+    out: Path
+    leaks: str
+    settings: config.Settings
+    environment: dict
+
+    @property
+    def wrong(self) -> pd.DataFrame:
+        """The misclassified images, the surest first."""
+        wrong = self.predictions[self.predictions.prediction != self.predictions.label]
+        sure = (wrong.probability - self.results["threshold"]).abs()
+        return wrong.loc[sure.sort_values(ascending=False, kind="stable").index]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """The table of scores.csv."""
+        return intervals.table(self.results)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any of the figures has to know, a sentence or two each."""
+        untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""
+        return [note for note in (self.results["notice"], untrained, RESEARCH_ONLY) if note]
+
+    @property
+    def note(self) -> str:
+        """The same in one text."""
+        return " ".join(self.notes)
+
+
+def write(found: Evaluation, network: keras.Model) -> None:
+    """Writes and prints the report, and writes the tables, the figures and the page."""
+    results, out = found.results, found.out
+    text = "\n\n".join([describe(results, found.predictions), found.leaks, found.note])
+    files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
+    files.write_text(out / "report.txt", text + "\n")
+    files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
+    files.write_text(out / "misclassified.csv", found.wrong[COLUMNS].to_csv(index=False))
+    files.write_text(out / "scores.csv", intervals.table(results).to_csv(index=False))
+    files.write_text(out / "groups.csv", measures.groups_table(results).to_csv(index=False))
+    for old in [*out.glob("misclassified-*.png"), *out.glob("heatmaps-*.png")]:
+        old.unlink()
+    sections = figures.draw(found, network)
+    files.write_text(out / "report.html", page(found, sections))
+    print(text, f"\nevaluation: {out}", sep="\n")
+    print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
+    print(f"report: {out / 'report.html'}")
+
+
+def describe(results: dict, predictions: pd.DataFrame) -> str:
+    """The figures as text: scikit-learn's report, the scores with their intervals, the parts, the calibration."""
+    (tn, fp), (fn, tp) = results["confusion_matrix"]
+    report = measures.metrics.classification_report(
+        predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
+    )
+    patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
+    return "\n".join(
+        [
+            f"run {results['run']}: protocol {results['protocol']}, seed {results['seed']}, threshold "
+            f"{results['threshold']:.4g} ({results['threshold_rule']}); {results['n']} test images of "
+            f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
+            "",
+            report,
+            f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
+            "",
+            *describe_scores(results),
+            "",
+            *describe_groups(results),
+            "",
+            describe_calibration(results["calibration"]),
+        ]
+    )
+
+
+def describe_scores(results: dict) -> list[str]:
+    """The scores with both intervals, and why one is missing."""
+    lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
+    for row in intervals.table(results).itertuples():
+        pairs = [
+            "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
+            for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
+        ]
+        lines.append(f"{row.name:28} {row.value:7.4f}   {pairs[0]:24}   {pairs[1]}")
+    if min(results["patients_by_class"].values()) < 2:
+        lines.append("(a class of the test set has a single patient, so there is no interval over patients)")
+    return lines
+
+
+def describe_groups(results: dict) -> list[str]:
+    """Accuracy by magnification and by subtype."""
+    table = measures.groups_table(results)
+    table = table[table.grouping.isin(["magnification", "subtype"])]
+    shown = table[["grouping", "group", "n", "patients", "accuracy", "roc_auc"]]
+    return [shown.to_string(index=False, float_format="%.4f", na_rep="-")]
+
+
+def describe_calibration(found: dict) -> str:
+    """The temperature and what it does to the test set."""
+    (loss, scaled_loss), (ece, scaled_ece) = found["test"]["log_loss"], found["test"]["ece"]
+    return (
+        f"temperature {found['temperature']:.3f}, fitted on validation; on the test set log loss {loss:.4f} -> "
+        f"{scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
+    )
+
+
+def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
+    """The whole evaluation as one HTML page that needs nothing beside it; every text from data is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    results = found.results
+    return template.get_template("report.html.jinja").render(
+        found=found,
+        results=results,
+        scores=found.scores.replace({np.nan: None}).to_dict("records"),
+        groups=measures.groups_table(results).replace({np.nan: None}),
+        verdict=splits.verdict(results["leaks"]),
+        shared=results["leaks"]["shared"],
+        sections=sections,
+        embed=embed,
+        settings=found.settings.to_yaml(),
+        level=intervals.LEVEL,
+        draws=intervals.DRAWS,
+        research_only=RESEARCH_ONLY,
+    )
+
+
+def embed(path: Path) -> str:
+    """The picture as a data URL; photographs as JPEG, a tenth of their PNG."""
+    with Image.open(path) as image:
+        content = io.BytesIO()
+        if path.stat().st_size > 300_000:
+            image.convert("RGB").save(content, "JPEG", quality=85)
+            return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
