@@ -104,6 +104,8 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             report,
+            f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
+            f"ROC AUC: {results['roc_auc']:.4f}",
             f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
             "",
             *describe_scores(results),

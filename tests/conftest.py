@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import config
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 import data
+import evaluate
+import train
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "breakhis"
 # Two slides of one patient, the rest of a patient each; every subtype twice and more.
@@ -113,3 +116,27 @@ def float32():
 @pytest.fixture(scope="session")
 def pixels():
     return np.random.RandomState(0).randint(0, 256, (6, 32, 32, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def run(tree, tmp_path_factory):
+    """An evaluated run."""
+    place = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
+        evaluate.main(["runs/tiny"])
+    return place / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def predicted(run):
+    return pd.read_csv(run / "evaluation" / "predictions.csv")
+
+
+@pytest.fixture
+def copy(run, tmp_path, monkeypatch):
+    """The run to spoil."""
+    shutil.copytree(run, tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "tiny"

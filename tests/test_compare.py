@@ -1,15 +1,28 @@
+import config  # noqa: F401
+
+import numpy as np
 import pandas as pd
 import pytest
 
 import compare
 import plots
+from report import Evaluation
 
 
-def found(protocol, seed, accuracy, shared):
-    return {
+def found(protocol, seed, accuracy, shared, base="resnet50"):
+    """An evaluation of ten images of which the first `accuracy` are right."""
+    label = np.repeat(["benign", "malignant"], 5)
+    other = np.where(label == "benign", "malignant", "benign")
+    images = pd.DataFrame({
+        "filename": [f"{number}.png" for number in range(10)], "label": label, "patient": list("aabbcddeef"),
+        "prediction": np.where(np.arange(10) < 10 * accuracy, label, other),
+    })  # fmt: skip
+    results = {
         "protocol": protocol, "seed": seed, "n": 600, "slides": 20, "patients": 15, "accuracy": accuracy, "f1": accuracy - 0.01,
         "roc_auc": accuracy + 0.01, "leaks": {"shared": {"image": 0.0, "slide": shared, "patient": shared}}, "notice": "made up",
+        "recognition_rate": accuracy, "patient_accuracy": accuracy, "base": base, "weights": "random",
     }  # fmt: skip
+    return Evaluation(results, images, None, "", None, {"data_sha256": "1"})
 
 
 @pytest.fixture
@@ -34,9 +47,9 @@ def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys
 
 def test_seeds_are_summed_up_for_each_protocol(results):
     summed = compare.over_seeds(compare.tabulate(results))
-    assert summed.loc["image", "accuracy mean"] == pytest.approx(0.85)
-    assert summed.loc["image", "accuracy std"] == pytest.approx(0.05 * 2**0.5)
-    assert summed.runs.to_dict() == {"image": 2, "patient": 1}
+    assert summed.loc[("image", "resnet50"), "accuracy mean"] == pytest.approx(0.85)
+    assert summed.loc[("image", "resnet50"), "accuracy std"] == pytest.approx(0.05 * 2**0.5)
+    assert summed.runs.tolist() == [2, 1]
 
 
 def test_the_chart_shows_means_and_marks_what_is_published(results):
@@ -46,3 +59,32 @@ def test_the_chart_shows_means_and_marks_what_is_published(results):
     texts = [text.get_text() for text in axis.texts]
     assert any("thesis" in text and "94.7%" in text for text in texts)
     assert sorted(line.get_ydata()[0] for line in axis.lines) == pytest.approx([0.844, 0.875, 0.9467])
+
+
+def test_runs_on_the_same_test_images_are_paired(results, tmp_path, capsys):
+    compare.compare(results)
+    pairs = pd.read_csv(tmp_path / "runs" / "pairs.csv")
+    assert list(zip(pairs["first"], pairs["second"])) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert pairs.difference.tolist() == pytest.approx([-0.1, -0.2, -0.1])
+    assert "on the same test images" in capsys.readouterr().out
+
+
+def test_runs_on_other_images_are_not_paired(results):
+    runs = list(results)
+    other = results[runs[1]].predictions.assign(filename=lambda rows: "x" + rows.filename)
+    results[runs[1]] = results[runs[1]]._replace(predictions=other)
+    assert compare.pair_up(results)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
+
+
+def test_runs_of_different_data_are_not_passed_off_as_comparable(results):
+    assert "different data" not in compare.describe_differences(results)
+    run = next(iter(results))
+    results[run] = results[run]._replace(environment={"data_sha256": "2"})
+    assert "different data" in compare.describe_differences(results)
+
+
+def test_a_cnn_stands_beside_the_resnet(tmp_path):
+    runs = {tmp_path / "a": found("patient", 0, 0.9, 0.0), tmp_path / "b": found("patient", 0, 0.8, 0.0, "cnn")}
+    axis = plots.comparison(compare.tabulate(runs), compare.REFERENCES).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["patient\nresnet50", "patient\ncnn"]
+    assert compare.over_seeds(compare.tabulate(runs)).index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import config
 from config import InputError
@@ -12,88 +13,54 @@ import pytest
 from conftest import tiny_settings
 from sklearn import metrics
 
-import audit
-import checkpoint
 import data
 import evaluate
-import pictures
+import measures
+import report
 import train
 
 
-@pytest.fixture(scope="module")
-def run(tree, tmp_path_factory):
-    """An evaluated run."""
-    place = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
-        evaluate.main(["runs/tiny"])
-    return place / "runs" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def predictions(run):
-    return pd.read_csv(run / "evaluation" / "predictions.csv")
-
-
-@pytest.fixture
-def copy(run, tmp_path, monkeypatch):
-    """The run to spoil."""
-    shutil.copytree(run, tmp_path / "runs" / "tiny")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "runs" / "tiny"
-
-
-def test_the_test_set_is_predicted_and_nothing_else(run, predictions):
+def test_the_test_set_is_predicted_and_nothing_else(run, predicted):
     split = pd.read_csv(run / "split.csv")
-    assert list(predictions.columns) == evaluate.COLUMNS
-    assert predictions.filename.tolist() == split[split.set == "test"].filename.tolist()
-    assert predictions.label.value_counts().to_dict() == {"benign": 25, "malignant": 25}
-    assert not set(predictions.filename) & set(split[split.set != "test"].filename)
+    assert list(predicted.columns) == report.COLUMNS
+    assert predicted.filename.tolist() == split[split.set == "test"].filename.tolist()
+    assert predicted.label.value_counts().to_dict() == {"benign": 25, "malignant": 25}
+    assert not set(predicted.filename) & set(split[split.set != "test"].filename)
 
 
-def test_a_probability_is_that_of_its_own_file(run, tree, predictions):
-    """Each image alone, by its name, through the loaded checkpoint."""
-    network, about = checkpoint.load(run / "best_model.keras")
-    folder = audit.find_pictures(tree)
-    for row in predictions.sample(10, random_state=1).itertuples():
-        path = next(folder.rglob(row.filename))
-        image = pictures.read(str(path), about["settings"].data.image_size)
-        assert network.predict(image[None], verbose=0)[0, 0] == pytest.approx(row.probability, abs=1e-5)
+def test_predictions_are_malignant_from_the_threshold_on(predicted):
+    assert (predicted.prediction == np.where(predicted.probability >= 0.5, "malignant", "benign")).all()
 
 
-def test_predictions_are_malignant_from_the_threshold_on(predictions):
-    assert (predictions.prediction == np.where(predictions.probability >= 0.5, "malignant", "benign")).all()
-
-
-def test_the_metrics_follow_from_the_predictions(run, predictions):
+def test_the_metrics_follow_from_the_predictions(run, predicted):
     found = json.loads((run / "evaluation" / "metrics.json").read_text())
-    right = predictions.label == predictions.prediction
+    right = predicted.label == predicted.prediction
     assert (found["protocol"], found["threshold"], found["n"]) == ("image", 0.5, 50)
-    assert (found["slides"], found["patients"]) == (predictions.slide.nunique(), predictions.patient.nunique())
+    assert (found["slides"], found["patients"]) == (predicted.slide.nunique(), predicted.patient.nunique())
     assert found["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
     f1 = []
     for label in ("benign", "malignant"):
-        is_, said = predictions.label == label, predictions.prediction == label
+        is_, said = predicted.label == label, predicted.prediction == label
         precision, recall = (is_ & said).sum() / max(1, said.sum()), (is_ & said).sum() / is_.sum()
         f1.append(2 * precision * recall / max(1e-12, precision + recall))
         assert found["per_class"][label] == pytest.approx(
             {"precision": precision, "recall": recall, "f1": f1[-1], "support": 25}, abs=1e-12
         )
     assert found["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
-    table = pd.crosstab(predictions.label, predictions.prediction).reindex(columns=data.LABELS, fill_value=0)
+    table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=data.LABELS, fill_value=0)
     assert found["confusion_matrix"] == table.to_numpy().tolist()
     assert found["roc_auc"] == pytest.approx(
-        metrics.roc_auc_score(predictions.label == "malignant", predictions.probability)
+        metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)
     )
 
 
 def test_the_positive_class_is_malignant():
-    predictions = pd.DataFrame({
+    predicted = pd.DataFrame({
         "label": ["benign"] * 4 + ["malignant"] * 4, "prediction": ["benign"] * 3 + ["malignant"] * 3 + ["benign"] * 2,
         "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.4, 0.45], "slide": "s", "patient": "p",
     })  # fmt: skip
-    found = evaluate.measure(predictions, config.load_settings().data)
+    predicted = predicted.assign(mag=40, subtype="adenosis")
+    found = measures.measure(predicted, config.load_settings().data, 0.5)
     assert found["confusion_matrix"] == [[3, 1], [2, 2]]
     assert found["per_class"]["malignant"] == {
         "precision": 2 / 3,
@@ -104,16 +71,20 @@ def test_the_positive_class_is_malignant():
     assert found["roc_auc"] == 12 / 16
 
 
-def test_the_misclassified_are_the_wrong_ones(run, predictions):
+def test_the_misclassified_are_the_wrong_ones(run, predicted):
     wrong = pd.read_csv(run / "evaluation" / "misclassified.csv")
-    assert wrong.filename.tolist() == predictions[predictions.label != predictions.prediction].filename.tolist()
+    assert sorted(wrong.filename) == sorted(predicted[predicted.label != predicted.prediction].filename)
+    assert (wrong.probability - 0.5).abs().is_monotonic_decreasing
 
 
 def test_the_report_and_the_figures_are_there(run):
     report = (run / "evaluation" / "report.txt").read_text()
     for words in ("precision", "test accuracy: ", "patients", "Research only", "no measure of new slides"):
         assert words in report
-    for name in ("confusion_matrix", "predictions", "misclassified"):
+    for name in (
+        "confusion_matrix", "curves", "intervals", "reliability", "scores", "groups", "patients", "predictions",
+        "least_certain", "most_certain", "misclassified-01", "heatmaps-wrong",
+    ):  # fmt: skip
         assert (run / "evaluation" / f"{name}.png").stat().st_size > 5000
 
 
@@ -122,27 +93,6 @@ def test_a_checkpoint_in_a_run_is_as_good_as_its_folder(copy):
     shutil.rmtree(copy / "evaluation")
     evaluate.main(["runs/tiny/best_model.keras"])
     assert (copy / "evaluation" / "metrics.json").read_text() == expected
-
-
-def test_predictions_in_another_order_are_never_passed_on(run, monkeypatch):
-    rows = data.describe(pd.read_csv(run / "split.csv").filename).head(20)
-    network, about = checkpoint.load(run / "best_model.keras")
-    eval_dataset = pictures.eval_dataset
-    monkeypatch.setattr(
-        pictures, "eval_dataset", lambda *args: eval_dataset(*args).map(lambda n, i, y: (n[::-1], i, y))
-    )
-    with pytest.raises(AssertionError, match="other images or in another order"):
-        evaluate.predict_pictures(network, rows, about["settings"])
-
-
-def test_features_and_pictures_give_the_same_predictions(run):
-    network, about = checkpoint.load(run / "best_model.keras")
-    rows = data.describe(pd.read_csv(run / "split.csv").filename).sample(30, random_state=1)
-    rows = audit.with_pixels(rows, about["settings"].data)
-    through_pictures = evaluate.predict_pictures(network, rows, about["settings"])
-    np.testing.assert_allclose(
-        evaluate.predict(network, rows, about["settings"]).probability, through_pictures, atol=1e-5
-    )
 
 
 def change(path, old, new):
@@ -176,34 +126,6 @@ def test_every_run_is_looked_for_before_any_is_evaluated(copy):
     assert not (copy / "evaluation").exists()
 
 
-def split_file(run, path, old="", new=""):
-    text = (run / "split.csv").read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    return path
-
-
-@pytest.mark.parametrize("old, new, words", [
-    ("filename,label", "name,label", "columns must be"),
-    ("benign,14-101AB", "malignant,14-101AB", "contradicts the file's name"),
-    (",test\n", ",exam\n", "exam"),
-    (",test\n", ",train\n", "as many of each"),
-    ("filename", "\x00", "columns must be"),
-])  # fmt: skip
-def test_a_wrong_split_file_is_refused(run, tmp_path, old, new, words):
-    with pytest.raises(InputError, match=words):
-        evaluate.read_split(split_file(run, tmp_path / "other.csv", old, new))
-
-
-def test_a_split_that_breaks_its_protocol_is_refused_when_loaded(run, tmp_path):
-    path = split_file(run, tmp_path / "split.csv")
-    lines = path.read_text().splitlines()
-    leaked = next(line for line in lines if line.endswith(",test")).removesuffix("test") + "train"
-    path.write_text("\n".join([*lines, leaked]) + "\n")
-    with pytest.raises(InputError, match="stands in test and train"):
-        evaluate.read_split(path, "image")
-
-
 def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     """The new test set is taken from the training images: the report must say that all of them were trained on."""
     table = pd.read_csv(copy / "split.csv")
@@ -214,7 +136,7 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     swapped.to_csv(tmp_path / "other.csv", index=False)
     evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
     found = json.loads((copy / "evaluation-other" / "metrics.json").read_text())
-    predicted = pd.read_csv(copy / "evaluation-other" / "predictions.csv")
+    predicted = pd.read_csv(copy / "evaluation-other" / "predicted.csv")
     assert set(predicted.filename) == set(table.filename[train])
     assert (
         found["protocol"] == "image, other split"
@@ -235,3 +157,50 @@ def test_the_leaks_of_the_split_are_in_the_metrics(run):
     }
     assert leaks["shared"] == pytest.approx(expected)
     assert leaks["sets"]["test"]["benign"]["patients"] == test[test.label == "benign"].patient.nunique()
+
+
+def table_of_images(path):
+    return pd.read_csv(path).sort_values("filename").reset_index(drop=True)
+
+
+def test_the_order_of_the_folds_file_changes_no_metric(tree, tmp_path, monkeypatch):
+    """The same images in another order of rows: the same split, probabilities and figures."""
+    monkeypatch.chdir(tmp_path)
+    shuffled = pd.read_csv(tree / "Folds.csv").sample(frac=1, random_state=3)
+    shuffled.to_csv(tmp_path / "Folds.csv", index=False)
+    for name, folds in {"plain": tree / "Folds.csv", "shuffled": tmp_path / "Folds.csv"}.items():
+        train.main(
+            tiny_settings(tree, "data.test_per_class=25", "train.epochs=1", f"train.run={name}", f"data.folds={folds}")
+        )
+        evaluate.main([f"runs/{name}"])
+    one, other = (
+        json.loads(Path(f"runs/{name}/evaluation/metrics.json").read_text()) for name in ("plain", "shuffled")
+    )
+    assert {**one, "run": ""} == {**other, "run": ""}
+    pd.testing.assert_frame_equal(
+        *(table_of_images(f"runs/{name}/evaluation/predictions.csv") for name in ("plain", "shuffled"))
+    )
+
+
+def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoint(copy, monkeypatch):
+    """Poisoned test labels move neither threshold nor temperature."""
+    evaluate.main(["runs/tiny", "--threshold", "youden"])
+    first = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    score = evaluate.score
+    flipped = {"benign": "malignant", "malignant": "benign"}
+    monkeypatch.setattr(
+        evaluate, "score", lambda test, *others: score(test.assign(label=test.label.map(flipped)), *others)
+    )
+    evaluate.main(["runs/tiny"])
+    second = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    assert second["threshold_rule"] == "youden" and second["threshold"] == first["threshold"]
+    assert second["calibration"]["temperature"] == first["calibration"]["temperature"]
+    assert second["accuracy"] == pytest.approx(1 - first["accuracy"])
+
+
+def test_a_chosen_threshold_decides(copy):
+    evaluate.main(["runs/tiny", "--threshold", "0.3"])
+    predicted = pd.read_csv(copy / "evaluation" / "predictions.csv")
+    assert ((predicted.probability >= 0.3) == (predicted.prediction == "malignant")).all()
+    with pytest.raises(InputError, match="youden, f1, or sensitivity"):
+        evaluate.main(["runs/tiny", "--threshold", "best"])

@@ -1,0 +1,129 @@
+import config  # noqa: F401
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from sklearn import metrics
+
+import intervals
+import measures
+
+
+def simulated(patients, images, rng, spread=1.5, truth=0.8):
+    """Patients of whom each has a rate of its own at which its images are recognised; on average `truth`."""
+    rate = expit(np.log(truth / (1 - truth)) + rng.normal(0, spread, 2 * patients))
+    label = np.repeat(["benign", "malignant"], patients)
+    rows = pd.DataFrame({"patient": np.arange(2 * patients).astype(str), "label": label, "rate": rate})
+    rows = rows.loc[rows.index.repeat(images)].reset_index(drop=True)
+    right = rng.random(len(rows)) < rows.rate
+    malignant = (rows.label == "malignant") == right
+    return rows.assign(
+        filename=[f"{number}.png" for number in range(len(rows))],
+        probability=np.where(malignant, rng.uniform(0.5, 1, len(rows)), rng.uniform(0, 0.4999, len(rows))).round(2),
+        prediction=np.where(malignant, "malignant", "benign"),
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return simulated(8, 5, np.random.default_rng(0))
+
+
+def test_every_drawn_score_is_what_scikit_learn_says_of_that_draw(images):
+    weights = intervals.resample(images.patient, images.label, 5, 0)
+    drawn = intervals.weighted_scores(images, weights)
+    for number, weight in enumerate(weights.astype(int)):
+        rows = images.loc[images.index.repeat(weight)]
+        true, said = rows.label == "malignant", rows.prediction == "malignant"
+        expected = {
+            "accuracy": metrics.accuracy_score(true, said),
+            "balanced_accuracy": metrics.balanced_accuracy_score(true, said),
+            "sensitivity": metrics.recall_score(true, said),
+            "recall": metrics.recall_score(true, said),
+            "specificity": metrics.recall_score(~true, ~said),
+            "precision": metrics.precision_score(true, said),
+            "f1": metrics.f1_score(true, said, average="macro"),
+            "f1_malignant": metrics.f1_score(true, said),
+            "f1_benign": metrics.f1_score(~true, ~said),
+            "mcc": metrics.matthews_corrcoef(true, said),
+            **measures.score_probabilities(true.to_numpy(), rows.probability.to_numpy()),
+        }
+        assert {name: values[number] for name, values in drawn.items()} == pytest.approx(expected, abs=1e-12)
+
+
+def test_patients_are_drawn_whole_and_each_class_keeps_its_number(images):
+    weights = intervals.resample(images.patient, images.label, 50, 0)
+    frame = pd.DataFrame(weights.T).groupby(images.patient.to_numpy())
+    assert (frame.nunique() == 1).all(axis=None) and (weights.max(axis=1) > 1).any()
+    for label in ("benign", "malignant"):
+        drawn = frame.first()[images.groupby("patient").label.first() == label].sum()
+        assert (drawn == 8).all()
+
+
+def test_the_patient_scores_are_drawn_with_their_patients(images):
+    found = intervals.intervals(images, 0.5, draws=300)
+    patients = measures.by_patient(images, 0.5)
+    low, high = found["recognition_rate"]["patient"]
+    assert low < patients.right.mean() < high and found["recognition_rate"]["image"] is None
+    # All patients have as many images, so the rate is the accuracy.
+    assert [low, high] == pytest.approx(found["accuracy"]["patient"])
+
+
+def test_the_same_seed_draws_the_same(images):
+    assert intervals.intervals(images, 0.5, 1, 200) == intervals.intervals(images, 0.5, 1, 200)
+    assert intervals.intervals(images, 0.5, 1, 200) != intervals.intervals(images, 0.5, 2, 200)
+
+
+def test_a_class_with_one_patient_has_no_interval_over_patients(images):
+    rows = images[(images.label == "malignant") | (images.patient == "0")]
+    found = intervals.intervals(rows, 0.5, draws=100)
+    assert all(pairs["patient"] is None for pairs in found.values()) and found["accuracy"]["image"]
+    assert intervals.curve_bands(rows) == {}
+
+
+def coverage(repeats, draws):
+    rng = np.random.default_rng(1)
+    # The truth: what the same process gives in the long run.
+    truth = (lambda rows: (rows.label == rows.prediction).mean())(simulated(40_000, 5, rng))
+    held = {"patient": 0, "image": 0}
+    for seed in range(repeats):
+        found = intervals.intervals(simulated(40, 10, rng), 0.5, seed, draws)["accuracy"]
+        for unit in held:
+            held[unit] += found[unit][0] <= truth <= found[unit][1]
+    return {unit: count / repeats for unit, count in held.items()}
+
+
+@pytest.mark.parametrize("repeats, draws, low, high", [
+    (60, 300, 0.86, 1.0),
+    pytest.param(300, 2000, 0.92, 0.98, marks=pytest.mark.long),
+])  # fmt: skip
+def test_the_interval_over_patients_covers_the_truth_and_that_over_images_does_not(repeats, draws, low, high):
+    held = coverage(repeats, draws)
+    print(f"of {repeats} simulated test sets the truth lay in the interval over patients in {held['patient']:.1%}, "
+          f"over images in {held['image']:.1%}")  # fmt: skip
+    assert low <= held["patient"] <= high and held["image"] < held["patient"] - 0.1
+
+
+def test_the_bands_hold_the_curve_of_the_test_set(images):
+    bands = intervals.curve_bands(images)
+    fall_out, found, _ = metrics.roc_curve(images.label == "malignant", images.probability)
+    grid, low, high = bands["roc"]
+    curve = np.interp(grid, fall_out, found)
+    assert (low <= high).all() and ((low - 1e-9 <= curve) & (curve <= high + 1e-9)).mean() > 0.9
+    grid, low, high = bands["pr"]
+    assert (low <= high).all() and low.min() >= 0 and high.max() <= 1
+    assert high[-1] < 1
+
+
+def test_two_runs_are_compared_image_by_image(images):
+    better = images.assign(prediction=images.label)
+    wrong = int((images.prediction != images.label).sum())
+    found = intervals.paired(images, better.sample(frac=1, random_state=0))
+    assert (found["only_first"], found["only_second"]) == (0, wrong)
+    assert found["difference"] == pytest.approx(wrong / len(images), abs=1e-12)
+    # Exact: all of the differing images on one side.
+    assert found["mcnemar_p"] == pytest.approx(2 * 0.5**wrong)
+    assert 0 <= found["low"] <= found["difference"] <= found["high"]
+    same = intervals.paired(images, images)
+    assert same["mcnemar_p"] == 1 and same["difference"] == same["low"] == same["high"] == 0
