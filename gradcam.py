@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import config  # noqa: F401  (first, because it quiets TensorFlow)
-
 import keras
 import matplotlib
 import numpy as np

@@ -20,8 +20,8 @@ columns:
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,8 +48,13 @@ import pictures
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
+GREY_16 = "I;16"
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"]
+# Not one a core, since a picture of 50 megapixels takes about a gigabyte on its way.
+READERS = 4
 COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "error"]
+# By whether the probability is near the threshold (1) and the picture beyond the limit of the training pictures (2).
+WHY = ["", "near the threshold", "unlike the training pictures", "near the threshold; unlike the training pictures"]
 NOT_CALIBRATED = "evaluate.py has not calibrated this checkpoint yet: threshold 0.5, and `calibrated` stays empty"
 NOT_DESCRIBED = "this checkpoint does not describe its training pictures: none can be flagged as unlike them"
 
@@ -64,6 +69,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--margin", type=_margin, default=0.1, help="review what is nearer to the threshold; 0 to 1")
     args = parser.parse(arguments)
     paths = find(args.pictures)
+    if args.out and Path(args.out).is_dir():
+        raise InputError(f"--out: {args.out} is a folder; needed is the name of a file")
     network, about = checkpoint.load(evaluate.find_checkpoint(Path(args.run)))
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
@@ -113,20 +120,26 @@ def predict(
         heatmaps: folder for an overlay of each picture, as the network sees it, named by its row and file.
     """
     base, head = model.feature_function(network, features.BATCH), model.head(network)
-    size, tables = about["settings"].data.image_size, []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), unit="img", delay=5) as bar:
+    tables = []
+    for start, images, errors in _batches(paths, about["settings"].data.image_size):
+        pooled = _run(base, images)
+        found = pd.DataFrame({"file": paths[start : start + len(images)], "error": errors})
+        found["probability"] = head.predict_on_batch(pooled)[:, 0].astype(float)
+        found["distance"] = familiar.distances(pooled, about["familiar"]) if about.get("familiar") else np.nan
+        tables.append(judge(found, about, margin))
+        if heatmaps:
+            _draw(network, images, tables[-1], heatmaps, start)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
+    """At most features.BATCH pictures at a time: the number of the first, the pictures, and what `read` says of each."""
+    with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
         for start in range(0, len(paths), features.BATCH):
             some = paths[start : start + features.BATCH]
             images, errors = zip(*pool.map(lambda path: read(path, size), some))
-            pooled = _run(base, np.stack(images))
-            probability = head.predict_on_batch(pooled)[:, 0].astype(float)
-            distance = familiar.distances(pooled, about["familiar"]) if about.get("familiar") else np.zeros(len(some))
-            found = pd.DataFrame({"file": some, "probability": probability, "distance": distance, "error": errors})
-            tables.append(judge(found, about, margin))
-            if heatmaps:
-                _draw(network, np.stack(images), tables[-1], heatmaps, start)
+            yield start, np.stack(images), errors
             bar.update(len(some))
-    return pd.concat(tables, ignore_index=True)
 
 
 def read(path: Path, size: int) -> tuple[np.ndarray, str]:
@@ -154,24 +167,22 @@ def read_rgb(path: Path) -> np.ndarray:
     with Image.open(path, formats=FORMATS) as image:
         if not 0 < image.width * image.height <= audit.MAX_PIXELS:
             raise InputError(f"has {image.width} x {image.height} pixels, allowed are 1 to {audit.MAX_PIXELS}")
-        colors = ImageOps.exif_transpose(_of_8_bits(image)).convert("RGBA")
+        if image.mode not in MODES and not image.mode.startswith(GREY_16):
+            raise InputError(f"is of the mode {image.mode}, allowed are {', '.join(MODES)} and grey of 16 bits")
+        colors = _of_8_bits(ImageOps.exif_transpose(image)).convert("RGBA")
     white = Image.new("RGBA", colors.size, "white")
     return np.asarray(Image.alpha_composite(white, colors).convert("RGB"))
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
-    # Pillow reads 16 bits of colour as 8 by itself, but of grey it would clip all that is above 255.
-    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
-        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]
-        scaled = Image.fromarray(np.rint(np.asarray(image) * (255 / (2**bits - 1))).astype(np.uint8))
-        scaled.info, scaled._exif = image.info, image.getexif()
-        return scaled
-    if image.mode not in MODES:
-        raise InputError(f"is of the mode {image.mode}, allowed are {', '.join(MODES)} and grey of 16 bits")
-    return image
+    """Grey of 16 bits scaled to 8, anything else as it is."""
+    # Pillow brings 16 bits of colour to 8 when it reads them, but clips grey at 255 when it converts it.
+    if not image.mode.startswith(GREY_16):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
 
 
-def _run(base, images: np.ndarray) -> np.ndarray:
+def _run(base: Callable, images: np.ndarray) -> np.ndarray:
     """The pooled features of at most features.BATCH pictures, the batch filled up with zeros."""
     filled = np.zeros((features.BATCH, *images.shape[1:]), np.float32)
     filled[: len(images)] = images
@@ -189,14 +200,12 @@ def judge(found: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:
     decision = about.get("decision") or {"threshold": 0.5, "temperature": np.nan}
     limit = (about.get("familiar") or {"limit": np.inf})["limit"]
     near = (found.probability - decision["threshold"]).abs() < margin
-    why = [
-        "; ".join(reason for reason, holds in zip(("near the threshold", "unlike the training pictures"), both) if holds)
-        for both in zip(near, found.distance > limit)
-    ]
+    unlike = found.distance > limit
+    why = np.array(WHY)[near.astype(int) + 2 * unlike.astype(int)]
     table = found.assign(
         calibrated=expit(logit(found.probability) / decision["temperature"]),
         prediction=np.where(found.probability >= decision["threshold"], "malignant", "benign"),
-        review=np.where(np.array(why) == "", "no", "yes"),
+        review=np.where(near | unlike, "yes", "no"),
         why=why,
     )
     judged = ["probability", "calibrated", "prediction", "review", "why"]
@@ -224,11 +233,7 @@ def write(table: pd.DataFrame, out: str | None) -> None:
 
 
 def plain(value: object) -> str:
-    """A text that breaks no CSV and that no spreadsheet takes for a formula.
-
-    >>> plain("=1+1"), plain("a\\nb")
-    ("'=1+1", 'a\\\\nb')
-    """
+    """A text that breaks no CSV and that no spreadsheet takes for a formula."""
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
     return "'" + shown if shown.startswith(("=", "+", "-", "@")) else shown
 

@@ -111,7 +111,6 @@ def test_the_map_follows_the_heads_weights(taught_map, other_head, patched):
 
 def test_benign_and_malignant_light_up_elsewhere(other_head, patched):
     malignant, benign = gradcam.heatmaps(other_head, patched[[1, 1]], BOTH)
-    print("corr", np.corrcoef(malignant.ravel(), benign.ravel())[0, 1])
     assert malignant.max() == benign.max() == 1
     assert np.corrcoef(malignant.ravel(), benign.ravel())[0, 1] < 0
 
