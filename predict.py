@@ -133,7 +133,7 @@ def predict(
 
 
 def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
-    """At most features.BATCH pictures at a time: the number of the first, the pictures, and what `read` says of each."""
+    """At most features.BATCH pictures at a time: the number of the first, the pictures, what is wrong with each."""
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
         for start in range(0, len(paths), features.BATCH):
             some = paths[start : start + features.BATCH]
