@@ -135,11 +135,15 @@ def pooled(model: keras.Model) -> keras.Model:
 
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
     """Gives the standardising layer the mean and variance (2048,) of the training features."""
-    # A feature that hardly moves in training would shout at the first new image if it were scaled up by its deviation.
-    floor = 1e-3 * variance.mean() + keras.backend.epsilon()
     layer = model.get_layer("standardize")
-    layer.set_weights([mean, np.maximum(variance, floor), 0])
+    layer.set_weights([mean, floored(variance), 0])
     layer.finalize_state()
+
+
+def floored(variance: np.ndarray) -> np.ndarray:
+    """The variance of each feature, raised to a thousandth of their mean where it is less."""
+    # A feature that hardly moves in training would shout at the first new image if it were scaled up by its deviation.
+    return np.maximum(variance, 1e-3 * variance.mean() + keras.backend.epsilon())
 
 
 @keras.saving.register_keras_serializable("breakhis")

@@ -69,7 +69,11 @@ def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
 
 def read(path: tf.Tensor, size: int) -> tf.Tensor:
     """One picture as (size, size, 3), float32 RGB in whole numbers from 0 to 255, shrunk without aliasing."""
-    image = tf.io.decode_png(tf.io.read_file(path), channels=3)
+    return resize(tf.io.decode_png(tf.io.read_file(path), channels=3), size)
+
+
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    """A decoded picture (height, width, 3), uint8 RGB, in the size and form that `read` gives."""
     image = tf.image.resize(image, (size, size), antialias=True)
     # Whole numbers, so that a picture kept in 8 bits is the same picture.
     return tf.ensure_shape(tf.clip_by_value(tf.round(image), 0, 255), (size, size, 3))
