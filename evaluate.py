@@ -16,6 +16,7 @@ from pathlib import Path
 import config  # first, because it quiets TensorFlow
 from config import InputError
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -24,6 +25,8 @@ import calibration
 import checkpoint
 import compare
 import data
+import familiar
+import features
 import intervals
 import measures
 import predictions
@@ -75,7 +78,9 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
     decision = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
-    checkpoint.amend(path, decision=decision)
+    checkpoint.amend(
+        path, decision=decision, familiar=about.get("familiar") or describe_training(network, table, settings)
+    )
     test = test.assign(prediction=np.where(test.probability >= decision["threshold"], "malignant", "benign"))
     results = score(test, valid, settings, decision) | {
         "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
@@ -102,6 +107,13 @@ def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
     if not other_split:
         splits.check(table, settings.protocol)
     return table
+
+
+def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
+    """What the training pictures look like to the base, so that predict.py can tell others from them."""
+    train = audit.with_pixels(table[table.set == "train"], settings.data)
+    kept = features.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
+    return familiar.describe(kept.array, kept.places)
 
 
 def decide(valid: pd.DataFrame, rule: str) -> dict:

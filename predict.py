@@ -33,10 +33,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from PIL import Image, ImageOps
-from scipy.special import expit, logit
 from tqdm import tqdm
 
 import audit
+import calibration
 import checkpoint
 import evaluate
 import familiar
@@ -45,6 +45,7 @@ import files
 import gradcam
 import model
 import pictures
+from report import RESEARCH_ONLY
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
@@ -203,7 +204,7 @@ def judge(found: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:
     unlike = found.distance > limit
     why = np.array(WHY)[near.astype(int) + 2 * unlike.astype(int)]
     table = found.assign(
-        calibrated=expit(logit(found.probability) / decision["temperature"]),
+        calibrated=calibration.scale(found.probability, decision["temperature"]),
         prediction=np.where(found.probability >= decision["threshold"], "malignant", "benign"),
         review=np.where(near | unlike, "yes", "no"),
         why=why,
@@ -244,7 +245,7 @@ def report(about: dict, unread: int, total: int) -> None:
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
         f"{unread} of {total} pictures could not be read; the column `error` says why" if unread else "",
-        evaluate.RESEARCH_ONLY,
+        RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)
 
