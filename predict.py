@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom")
     parser.add_argument("--out", metavar="FILE", help="write the CSV here, not to standard output")
     parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each picture here")
-    parser.add_argument("--margin", type=_margin, default=0.1, help="review what is nearer to the threshold; 0 to 1")
+    parser.add_argument(
+        "--margin", type=_margin, default=0.1, help="review what is nearer than this to the threshold, 0 to 1 (0.1)"
+    )
     args = parser.parse(arguments)
     paths = find(args.pictures)
     if args.out and Path(args.out).is_dir():
