@@ -258,6 +258,9 @@ def patients(table: pd.DataFrame) -> Figure:
         wrong = "" if row.pooled_right else "; pooled decision wrong"
         axis.annotate(f" {errors} of {row.n} wrong{wrong}", (row.right, place), va="center", fontsize=8)
     axis.set_yticks(places, table.patient, fontsize=8)
+    # A patient without a right image has no bar that could show its class.
+    for text, label in zip(axis.get_yticklabels(), table.label):
+        text.set_color(COLORS[label])
     axis.set(xlabel="share of the patient's images that are right", ylabel="patient", xlim=(0, 1.35))
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.invert_yaxis()

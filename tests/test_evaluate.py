@@ -136,7 +136,7 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     swapped.to_csv(tmp_path / "other.csv", index=False)
     evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
     found = json.loads((copy / "evaluation-other" / "metrics.json").read_text())
-    predicted = pd.read_csv(copy / "evaluation-other" / "predicted.csv")
+    predicted = pd.read_csv(copy / "evaluation-other" / "predictions.csv")
     assert set(predicted.filename) == set(table.filename[train])
     assert (
         found["protocol"] == "image, other split"
