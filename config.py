@@ -239,8 +239,9 @@ class CommandLine(argparse.ArgumentParser):
         """Adds `--config FILE` and `section.key=value ...`, and lists the settings under --help."""
         self.add_argument("--config", metavar="FILE", help="YAML file that holds what differs from config.yaml")
         self.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over those of the files")
-        self.epilog = "settings:\n" + "\n".join(
-            f"  {section}.{key + '=':<18} {field.description}"
+        defaults = _read_yaml(DEFAULTS)
+        self.epilog = "settings [default]:\n" + "\n".join(
+            f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
             for section, keys in _fields().items()
             for key, field in keys.items()
         )

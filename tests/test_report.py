@@ -4,11 +4,13 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import config
+import config  # noqa: F401
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
+from sklearn import metrics
 
 import audit
 import checkpoint
@@ -95,15 +97,48 @@ def test_the_scores_in_the_report_are_those_of_the_metrics(run):
     assert written.patient_low["accuracy"] == pytest.approx(found["intervals"]["accuracy"]["patient"][0])
 
 
-def test_the_metrics_are_those_of_the_predictions(run):
+def test_every_figure_follows_from_the_predictions_by_pandas_and_scikit_learn_alone(run):
     images = pd.read_csv(run / "evaluation" / "predictions.csv")
     found = json.loads((run / "evaluation" / "metrics.json").read_text())
-    again = measures.measure(images, config.load_settings(run / "config.yaml").data, found["threshold"])
-    for key in [*measures.SCORES, "by_slide", "by_subtype"]:
-        assert (
-            again[key] == pytest.approx(found[key], abs=1e-12) if key in measures.SCORES else again[key] == found[key]
+    true, said = images.label == "malignant", images.probability >= found["threshold"]
+    right = (true == said).groupby([images.patient, true])
+    pooled = (images.probability.groupby([images.patient, true]).mean() >= found["threshold"]).reset_index()
+    bins = images.assign(true=true).groupby(np.minimum(images.probability // 0.1, 9))
+    expected = {
+        "accuracy": metrics.accuracy_score(true, said),
+        "balanced_accuracy": metrics.balanced_accuracy_score(true, said),
+        "sensitivity": metrics.recall_score(true, said),
+        "specificity": metrics.recall_score(~true, ~said),
+        "precision": metrics.precision_score(true, said, zero_division=0),
+        "recall": metrics.recall_score(true, said),
+        "f1": metrics.f1_score(true, said, average="macro"),
+        "f1_malignant": metrics.f1_score(true, said),
+        "f1_benign": metrics.f1_score(~true, ~said),
+        "mcc": metrics.matthews_corrcoef(true, said),
+        "roc_auc": metrics.roc_auc_score(true, images.probability),
+        "average_precision": metrics.average_precision_score(true, images.probability),
+        "brier": ((images.probability - true) ** 2).mean(),
+        "ece": (bins.size() * (bins.true.mean() - bins.probability.mean()).abs()).sum() / len(images),
+        "recognition_rate": right.mean().mean(),
+        "patient_accuracy": (pooled.probability == pooled.label).mean(),
+    }
+    assert {key: found[key] for key in measures.SCORES} == pytest.approx(expected, abs=1e-12)
+    for name, column in measures.GROUPINGS.items():
+        accuracy = (true == said).groupby(images[name]).mean()
+        assert {group: part["accuracy"] for group, part in found[f"by_{column}"].items()} == pytest.approx(
+            {str(group): value for group, value in accuracy.items()}, abs=1e-12
         )
-    assert intervals.intervals(images, found["threshold"], found["seed"])["mcc"] == found["intervals"]["mcc"]
+    cooled = special.expit(special.logit(images.probability) / found["calibration"]["temperature"])
+    for number, probability in enumerate([images.probability, cooled]):
+        assert found["calibration"]["test"]["log_loss"][number] == pytest.approx(metrics.log_loss(true, probability))
+    assert found["calibration"]["test"]["brier"][1] == pytest.approx(metrics.brier_score_loss(true, cooled))
+
+
+def test_the_intervals_are_drawn_anew_from_the_predictions(run):
+    images = pd.read_csv(run / "evaluation" / "predictions.csv")
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    again = intervals.intervals(images, found["threshold"], found["bootstrap"]["seed"], found["bootstrap"]["draws"])
+    assert again == found["intervals"]
 
 
 class Tags(HTMLParser):
