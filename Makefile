@@ -37,11 +37,11 @@ claim: .venv/ready
 	$(RUN) evaluate.py $$runs
 
 test: .venv/ready-test
-	$(RUN) -m ruff check .
+	$(RUN) -m ruff check --no-cache .
 	$(RUN) -m pytest
 
 lint: .venv/ready-test
-	$(RUN) -m ruff check .
+	$(RUN) -m ruff check --no-cache .
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }

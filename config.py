@@ -15,6 +15,7 @@ import argparse
 import difflib
 import io
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
@@ -106,6 +107,7 @@ class Train(Section):
         description="cached (the base once an image) or end_to_end (every image through the network each epoch)"
     )
     cache_gib: float = Field(gt=0, description="limit of the folder cache/ in GiB; the longest unused goes first")
+    deterministic: bool = Field(description="the same numbers at every start also on a GPU, which is slower there")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
     )
@@ -254,20 +256,32 @@ class CommandLine(argparse.ArgumentParser):
         raise InputError(f"{message}; --help tells more")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
 
     Wrong input ends in one line and exit status 2.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        print(f"error: {error.filename}: cannot be written or read: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
         # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}cannot be written or read: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

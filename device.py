@@ -27,13 +27,17 @@ def with_precision(settings: config.Settings) -> config.Settings:
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
 
 
-def use_device(precision: str) -> str:
+def use_device(precision: str, deterministic: bool = False) -> str:
     """Lets the GPUs take memory as they need it and sets Keras' precision (float32, bfloat16 or float16).
+
+    With `deterministic` TensorFlow takes only operations that give the same numbers each time.
 
     Returns:
         One line that names the device and the precision.
     """
     gpus = tf.config.list_physical_devices("GPU")
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")

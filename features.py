@@ -200,13 +200,14 @@ def statistics(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return scaler.mean_, scaler.var_
 
 
-def train_dataset(features: Features, labels: np.ndarray, settings: config.Settings) -> tf.data.Dataset:
+def train_dataset(features: Features, labels: np.ndarray, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
     """All epochs of training batches of features, in the order of `pictures.train_dataset`, each row in a random view.
 
     Args:
         features: of the training rows.
         labels: (rows,), 0 or 1.
         settings: of the run.
+        first: the epoch to begin with.
 
     Returns:
         Batches of features (n, width) and labels (n, 1), float32; the last batch of an epoch may be smaller.
@@ -220,7 +221,7 @@ def train_dataset(features: Features, labels: np.ndarray, settings: config.Setti
         chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
         return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
 
-    batches = tf.data.Dataset.range(settings.train.epochs).flat_map(epoch)
+    batches = tf.data.Dataset.range(first, settings.train.epochs).flat_map(epoch)
     return batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE).prefetch(64)
 
 

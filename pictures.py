@@ -14,7 +14,7 @@ import tensorflow as tf
 DRAWS = 6
 
 
-def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
+def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
     """All epochs of training batches, one behind the other, each epoch in another order and otherwise warped.
 
     The order and the warp depend on the seed, the epoch and the step alone, so the same settings give the same
@@ -24,6 +24,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -
         rows: training rows with path and label_int.
         folder: the one that `audit.find_pictures` gives.
         settings: of the run.
+        first: the epoch to begin with.
 
     Returns:
         Batches of images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32; the last batch of
@@ -41,7 +42,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -
             tf.data.AUTOTUNE,
         )
 
-    return tf.data.Dataset.range(settings.train.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.range(first, settings.train.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
 
 
 def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:

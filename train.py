@@ -3,13 +3,16 @@
 python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
+python train.py --resume runs/NAME                     goes on with a run that was stopped
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,23 +33,30 @@ import files
 import model
 import pictures
 import plots
+import resume
 import splits
+import watch
 
 
 def main(arguments: list[str]) -> None:
     """The experiment, in the order of time."""
     parser = config.CommandLine(__doc__)
     parser.add_settings()
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
     args = parser.parse(arguments)
-    settings = config.load_settings(args.config, args.overrides)
-    run = new_run(settings)
+    if args.resume:
+        run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
+        held = resume.lock(run)
+    else:
+        settings = config.load_settings(args.config, args.overrides)
+        run = new_run(settings)
 
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
     settings = device.with_precision(settings)
-    machine = device.use_device(settings.train.precision)
+    machine = device.use_device(settings.train.precision, settings.train.deterministic)
     network = model.build(settings)
     table = audit.with_pixels(table, settings.data)
     version = audit.data_version(table)
@@ -54,45 +64,42 @@ def main(arguments: list[str]) -> None:
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
-    note = data.notice(settings.data.root)
     drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
-    print(settings.to_yaml(), splits.describe(table), "", drawn, sep="\n")
-    print(f"device: {machine}", *([note] if note else []), sep="\n")
-
     surroundings = environment(settings, table, network) | {"device": machine, "data_sha256": version}
-    trained, batches, valid_batches = prepare(network, rows, valid, settings)
-    run.mkdir(parents=True)
-    files.write_text(run / "config.yaml", settings.to_yaml())
-    files.write_text(run / "split.csv", splits.to_csv(table))
-    files.write_text(run / "environment.json", json.dumps(surroundings, indent=1))
-    plots.save(plots.split(table), run / "split.png", note)
+    notice = [surroundings["notice"]] if surroundings["notice"] else []
+    print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
-    steps = -(-len(rows) // settings.train.batch_size)
+    trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
+    if args.resume:
+        resume.reopen(run, table)
+    else:
+        write_first_files(run, settings, table, surroundings)
+        held = resume.lock(run)
     model.compile_model(trained, settings.train, len(rows))
-    trained.fit(
-        batches,
-        epochs=settings.train.epochs,
-        steps_per_epoch=steps,
-        validation_data=valid_batches,
-        callbacks=[
-            # First, so that the others find the rate among the logs.
-            model.LogRate(model.cyclical_rate(settings.train, len(rows)), steps),
-            checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table)),
-            keras.callbacks.CSVLogger(run / "history.csv"),
-            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-            keras.callbacks.TerminateOnNaN(),
-        ],
-    )
-    if not (run / "best_model.keras").exists():
-        raise InputError("the loss was no number from the first epoch on; lower train.maximal_lr and train.initial_lr")
-    plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", note)
+    with held, resume.told(run):
+        state = resume.restore(trained, run)
+        keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
+        trained.fit(
+            batches_from(state.epoch),
+            initial_epoch=state.epoch,
+            epochs=settings.train.epochs,
+            steps_per_epoch=steps_of(rows, settings),
+            validation_data=valid_batches,
+            callbacks=callbacks(run, rows, settings, state, keeper),
+        )
+        if not (run / "best_model.keras").exists():
+            raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
+        plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", surroundings["notice"])
     print(f"run: {run}")
 
 
 def prepare(
     network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings
-) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset]:
-    """What is trained, on what, and validated on what: the head on cached features, or the network on pictures."""
+) -> tuple[keras.Model, Callable[[int], tf.data.Dataset], tf.data.Dataset]:
+    """What is trained, on what from which epoch on, and validated on what.
+
+    That is the head on cached features, or the network on pictures.
+    """
     standardize = settings.model.standardize and settings.model.base == "resnet50"
     if settings.cached or standardize:
         kept = features.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
@@ -101,11 +108,41 @@ def prepare(
     if not settings.cached:
         folder = audit.find_pictures(settings.data.root)
         valid_batches = pictures.without_names(pictures.eval_dataset(valid, folder, settings))
-        return network, pictures.train_dataset(rows, folder, settings), valid_batches
-    valid_kept = features.pooled(network, valid, settings)
-    batches = features.train_dataset(kept, rows.label_int.to_numpy(), settings)
+        return network, lambda first: pictures.train_dataset(rows, folder, settings, first), valid_batches
+    valid_kept, labels = features.pooled(network, valid, settings), rows.label_int.to_numpy()
     valid_batches = features.eval_dataset(valid_kept, valid.label_int.to_numpy(), settings.train.batch_size)
-    return model.head(network), batches, valid_batches
+    return model.head(network), lambda first: features.train_dataset(kept, labels, settings, first), valid_batches
+
+
+def callbacks(
+    run: Path, rows: pd.DataFrame, settings: config.Settings, state: resume.State, keeper: checkpoint.KeepBest
+) -> list[keras.callbacks.Callback]:
+    """What happens beside the steps, in the order in which Keras calls it."""
+    rate = model.cyclical_rate(settings.train, len(rows))
+    return [
+        watch.StopOnNoNumber(run, rows.filename, settings, rate),
+        # Before those that write the logs, so that they find the rate among them.
+        model.LogRate(rate, steps_of(rows, settings)),
+        keeper,
+        resume.KeepState(run, state, keeper),
+        keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+    ]
+
+
+def steps_of(rows: pd.DataFrame, settings: config.Settings) -> int:
+    """Steps of an epoch, the last of which may be smaller."""
+    return -(-len(rows) // settings.train.batch_size)
+
+
+def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame, surroundings: dict) -> None:
+    """The run's folder, with what a run is known by before its first step; it appears as a whole."""
+    begun = run.with_name(f".{run.name}")
+    shutil.rmtree(begun, ignore_errors=True)
+    files.write_text(begun / "config.yaml", settings.to_yaml())
+    files.write_text(begun / "split.csv", splits.to_csv(table))
+    plots.save(plots.split(table), begun / "split.png", surroundings["notice"])
+    files.write_text(begun / "environment.json", json.dumps(surroundings, indent=1))
+    begun.rename(run)
 
 
 def new_run(settings: config.Settings) -> Path:

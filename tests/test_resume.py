@@ -1,0 +1,308 @@
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import config
+from config import InputError
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_settings
+
+import evaluate
+import files
+import resume
+import train
+import watch
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = {
+    "cached": ["train.features=cached", "augment.flip=true"],
+    "end_to_end": ["train.features=end_to_end", "augment.flip=true", "model.base=cnn"],
+}
+
+
+def start(place, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments], cwd=place, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def what_is_left(run):
+    """All that a run's outcome is: weights, optimizer, history, and the arrays of its checkpoint."""
+    with np.load(run / "state.npz") as state:
+        arrays = {name: state[name].tobytes() for name in state.files}
+    about = json.loads(zipfile.ZipFile(run / "best_model.keras").read("breakhis.json"))
+    kept = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
+    return arrays, (run / "history.csv").read_text(), kept
+
+
+def epochs_of(run):
+    history = run / "history.csv"
+    return history.read_text().count("\n") - 1 if history.exists() else 0
+
+
+def kill_at_random(place, name, settings, kills, rng):
+    """Trains, killed and resumed until the run is finished; how many kills there were, and how many inside a write."""
+    run, done, inside = place / "runs" / name, 0, 0
+    process = start(place, *settings, f"train.run={name}")
+    while True:
+        before = epochs_of(run)
+        while process.poll() is None and (not run.exists() or epochs_of(run) == before):
+            time.sleep(0.005)
+        if process.poll() is None and done < kills:
+            time.sleep(rng.uniform(0, 0.4))
+            process.kill()
+        told = process.communicate()[1]
+        if process.returncode == 0:
+            return done, inside
+        assert process.returncode == -signal.SIGKILL, told
+        done, inside = done + 1, inside + any(run.glob(f".{process.pid}.*"))
+        process = start(place, "--resume", f"runs/{name}")
+
+
+@pytest.mark.parametrize("mode, kills, epochs", [
+    ("cached", 2, 12),
+    ("end_to_end", 1, 4),
+    pytest.param("cached", 50, 40, marks=pytest.mark.long),
+    pytest.param("end_to_end", 20, 20, marks=pytest.mark.long),
+])  # fmt: skip
+def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, mode, kills, epochs):
+    settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
+    calm = start(tmp_path, *settings, "train.run=calm")
+    assert calm.wait() == 0, calm.stderr.read()
+    expected, rng, done, inside, runs = what_is_left(tmp_path / "runs/calm"), random.Random(kills), 0, 0, 0
+    while done < kills:
+        name, runs = f"killed{runs}", runs + 1
+        there, hit = kill_at_random(tmp_path, name, settings, kills - done, rng)
+        assert there, "the run ended before it could be killed"
+        done, inside = done + there, inside + hit
+        assert what_is_left(tmp_path / "runs" / name) == expected
+        assert not list((tmp_path / "runs" / name).glob(".[0-9]*"))
+    print(f"{mode}: {done} kills in {runs} runs, {inside} of them inside a write; every run ended bit-identical")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(tree, tmp_path, number, status):
+    run = tmp_path / "runs" / "tiny"
+    process = start(tmp_path, *tiny_settings(tree, "train.epochs=5000"))
+    while epochs_of(run) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == status
+    assert told.strip().splitlines()[-1] == "stopped; go on with: python train.py --resume runs/tiny"
+    assert "Traceback" not in told and not list(run.glob(".[0-9]*"))
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture
+def stopped(tree, work, monkeypatch):
+    """A run that died in its third epoch; its settings."""
+    settings = tiny_settings(tree, "train.epochs=4", "train.run=half")
+    with monkeypatch.context() as patch:
+        on_epoch_begin = watch.StopOnNoNumber.on_epoch_begin
+
+        def die(self, epoch, logs=None):
+            if epoch == 2:
+                raise StopError
+            on_epoch_begin(self, epoch, logs)
+
+        patch.setattr(watch.StopOnNoNumber, "on_epoch_begin", die)
+        with pytest.raises(StopError):
+            train.main(settings)
+    return settings
+
+
+def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work):
+    """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
+    train.main(["--resume", "runs/half"])
+    train.main(tiny_settings(tree, "train.epochs=4", "train.run=whole"))
+    assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
+    surroundings = json.loads((work / "runs/half/environment.json").read_text())
+    assert len(surroundings["resumed"]) == 1 and surroundings["seed"] == 0
+
+
+def test_a_finished_run_is_not_resumed(stopped):
+    train.main(["--resume", "runs/half"])
+    with pytest.raises(InputError, match="runs/half is finished; evaluate it with: python evaluate.py runs/half"):
+        train.main(["--resume", "runs/half"])
+
+
+@pytest.mark.parametrize("spoil, arguments, words", [
+    (lambda run: None, ["train.epochs=9"], "takes the settings from runs/half/config.yaml and no others, came train.epochs=9"),
+    (lambda run: (run / "config.yaml").unlink(), [], "has no config.yaml"),
+    (lambda run: (run / "split.csv").write_text("other"), [], "the split is no longer that of runs/half/split.csv"),
+    (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "best": 0.1, "history": []}'), [], "came 0"),
+])  # fmt: skip
+def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, words):
+    spoil(work / "runs" / "half")
+    with pytest.raises(InputError, match=words):
+        train.main(["--resume", "runs/half", *arguments])
+
+
+def test_two_processes_never_train_in_one_folder(stopped, work):
+    with resume.lock(work / "runs/half"), pytest.raises(InputError, match="another process is training in runs/half"):
+        train.main(["--resume", "runs/half"])
+    train.main(["--resume", "runs/half"])
+
+
+@pytest.mark.parametrize("mode", ["cached", "end_to_end"])
+def test_a_loss_that_is_no_number_is_named_with_its_files(tree, work, mode):
+    with pytest.raises(
+        InputError, match=r"the loss is (nan|inf) in epoch \d+, steps \d+ to \d+, at a learning rate of"
+    ) as stop:
+        train.main(
+            tiny_settings(tree, *MODES[mode], "train.maximal_lr=1e38", "train.initial_lr=1e37", "train.epochs=6")
+        )
+    rows = pd.read_csv(work / "runs/tiny/no_number.csv")
+    assert rows.filename[0] in str(stop.value) and len(rows) > 0
+    split = pd.read_csv(work / "runs/tiny/split.csv")
+    assert set(rows.filename) <= set(split.filename[split.set == "train"])
+
+
+def test_the_files_named_are_those_of_the_steps(tmp_path):
+    """The names of a step are the rows that the data set gave at that step."""
+    settings = config.load_settings(None, ["train.batch_size=4", "data.seed=5", "data.root=.", "train.epochs=3"])
+    names = pd.Series([f"{number}.png" for number in range(10)])
+    watcher = watch.StopOnNoNumber(tmp_path, names, settings, None)
+    watcher.on_epoch_begin(2)
+    kept = train.features.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
+    batches = list(train.features.train_dataset(kept, np.arange(10), settings, first=2))
+    for step, (values, _) in enumerate(batches):
+        expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
+        assert watcher._names(step, step + 1).filename.tolist() == expected
+
+
+def full_after(monkeypatch, writes):
+    """Lets so many writes through; then the disk is full."""
+    done, fsync = [0], os.fsync
+
+    def full(number):
+        done[0] += 1
+        if done[0] > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    return done
+
+
+def shell(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        config.run(script.main)
+    return ended.value.code or 0
+
+
+def count_writes(monkeypatch, script, *arguments):
+    with monkeypatch.context() as patch:
+        done = full_after(patch, 10**9)
+        assert shell(patch, script, *arguments) == 0
+    return done[0]
+
+
+@pytest.mark.parametrize("some", [3, pytest.param(10**9, marks=pytest.mark.long)])
+def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(tree, work, monkeypatch, capsys, some):
+    settings = tiny_settings(tree, "train.epochs=2")
+    writes = count_writes(monkeypatch, train, *settings, "train.run=calm")
+    expected = what_is_left(work / "runs/calm")
+    # The cache is warm from here on, so that every write is one of the run's.
+    writes = count_writes(monkeypatch, train, *settings, "train.run=warm")
+    tried = sorted(random.Random(1).sample(range(writes), min(some, writes)))
+    for number in tried:
+        name = f"full{number}"
+        with monkeypatch.context() as patch:
+            full_after(patch, number)
+            capsys.readouterr()
+            assert shell(patch, train, *settings, f"train.run={name}") == 2
+            told = capsys.readouterr().err
+            assert told.count("error:") == 1 and "No space left on device" in told and "Traceback" not in told
+        again = ["--resume", f"runs/{name}"] if (work / "runs" / name).exists() else [*settings, f"train.run={name}"]
+        assert shell(monkeypatch, train, *again) == 0
+        assert what_is_left(work / "runs" / name) == expected
+    print(f"disk full at {len(tried)} of {writes} writes of a run: every run went on and ended bit-identical")
+
+
+def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(tree, work, monkeypatch, capsys):
+    train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
+    evaluate.main(["runs/tiny"])
+    before = (work / "runs/tiny/evaluation/report.html").read_bytes()
+    with monkeypatch.context() as patch:
+        full_after(patch, 6)
+        assert shell(patch, evaluate, "runs/tiny") == 2
+        assert capsys.readouterr().err.count("error:") == 1
+    assert (work / "runs/tiny/evaluation/report.html").read_bytes() == before
+    assert shell(monkeypatch, evaluate, "runs/tiny") == 0
+
+
+@pytest.mark.parametrize("limit, where", [(200_000, "extraction"), (20_000_000, "checkpoint")])
+def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, limit, where):
+    """A real limit on the size of files in place of a made-up error."""
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    settings = tiny_settings(tree, "train.epochs=2")
+    process = start(tmp_path, *settings, preexec_fn=limited)
+    told = process.communicate()[1]
+    assert process.returncode == 2 and told.count("error:") == 1 and "File too large" in told, told
+    assert "Traceback" not in told
+    assert (tmp_path / "runs/tiny").exists() == (where == "checkpoint")
+    again = ["--resume", "runs/tiny"] if where == "checkpoint" else settings
+    process = start(tmp_path, *again)
+    assert process.wait() == 0, process.stderr.read()
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_the_same_settings_give_the_same_bits(tree, work, mode):
+    outcomes = []
+    for name in ("one", "two"):
+        os.rename("cache", f"cache-{name}") if os.path.exists("cache") else None
+        train.main(tiny_settings(tree, *MODES[mode], "train.epochs=2", f"train.run={name}"))
+        outcomes.append(what_is_left(work / "runs" / name))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_op_determinism_is_turned_on_when_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.device.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    train.device.use_device("float32")
+    assert asked == []
+    train.device.use_device("float32", deterministic=True)
+    assert asked == [True]
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_over_epochs(tree, tmp_path):
+    """The peak over 400 epochs is that over 40, within what a run differs from the next."""
+    peaks = []
+    for epochs in (40, 400):
+        process = start(tmp_path, *tiny_settings(tree, f"train.epochs={epochs}", f"train.run=of{epochs}"))
+        _, status, used = os.wait4(process.pid, 0)
+        assert status == 0
+        peaks.append(used.ru_maxrss / 1024)
+    print(f"peak memory over 40 epochs {peaks[0]:.0f} MiB, over 400 {peaks[1]:.0f} MiB")
+    assert peaks[1] < peaks[0] + 60
