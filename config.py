@@ -15,6 +15,7 @@ import argparse
 import difflib
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal
@@ -28,12 +29,33 @@ warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, TagToken
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
+# Ten times what every setting with its comment takes; what a parser in Python reads in two seconds at the worst.
+YAML_BYTES = 2**15
 
 
 class InputError(ValueError):
     """What the user gave is wrong: one line that names it, what is allowed and what came; exit status 2."""
+
+    status = 2
+
+    @property
+    def lines(self) -> list[str]:
+        """What the user is told."""
+        return [" ".join(str(self).split())]
+
+
+class DataError(InputError):
+    """The data has findings that must be mended: a line that counts them, then a line each; exit status 1."""
+
+    status = 1
+
+    @property
+    def lines(self) -> list[str]:
+        """What the user is told."""
+        return str(self).splitlines()
 
 
 class Section(BaseModel):
@@ -62,6 +84,9 @@ class Data(Section):
     magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
     test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
     valid_fraction: float = Field(gt=0, lt=1, description="share of the rest that validates, above 0 and below 1")
+    on_bad_image: Literal["stop", "drop"] = Field(
+        description="pictures that cannot be used: stop (all are named) or drop (before the split, and on record)"
+    )
     upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
     seed: int = Field(
@@ -167,7 +192,13 @@ def check_settings(values: dict) -> Settings:
 
 def parse_yaml(text: str, source: str) -> Any:
     """Reads YAML 1.2 of plain values (1e-4 is a number); raises InputError, naming `source`, for anything else."""
+    if len(text) > YAML_BYTES:
+        raise InputError(f"{source}: no plain YAML: allowed are {YAML_BYTES} characters, came {len(text)}")
     try:
+        # Aliases of aliases unfold to any size, and a tag asks for more than a plain value.
+        for token in YAML(typ="safe", pure=True).scan(text):
+            if isinstance(token, (AliasToken, AnchorToken, DirectiveToken, TagToken)):
+                raise ValueError(f"line {token.start_mark.line + 1} has a tag, anchor, alias or directive")
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -176,11 +207,27 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{where}: no plain YAML: {reason}") from None
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes; raises InputError for a larger one, a folder, pipe or device."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: is no regular file")
+        if status.st_size > limit:
+            raise InputError(f"{path}: allowed are {limit} bytes, came {status.st_size}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def printable(text: str) -> str:
+    """The text with every character escaped that would steer a terminal or begin a new line."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _read_yaml(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as settings: {error.strerror}") from None
+        text = read_bytes(path, YAML_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: settings must be UTF-8 text") from None
     values = parse_yaml(text, str(path))
@@ -256,17 +303,17 @@ class CommandLine(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
 
-    Wrong input ends in one line and exit status 2.
+    Wrong input ends in one line and exit status 2, data that must be mended in a line for each finding and 1.
     """
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        print(f"error: {error.filename}: cannot be written or read: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        print("error:", "\n".join(map(printable, error.lines)), file=sys.stderr)
+        sys.exit(error.status)
     except BrokenPipeError:
         # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        print(printable(f"error: {error.filename}: cannot be written or read: {error.strerror}"), file=sys.stderr)
+        sys.exit(2)

@@ -25,6 +25,8 @@ COLORS = {"benign": "#0072B2", "malignant": "#D55E00"}
 INK = "0.2"
 SETS = ["train", "valid", "test", "unused"]
 plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+# A run's name with two dollar signs is no formula.
+plt.rcParams["text.parse_math"] = False
 
 
 def save(figure: Figure, path: Path, note: str = "") -> None:

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     settings = device.with_precision(settings)
     machine = device.use_device(settings.train.precision)
     network = model.build(settings)
-    table = audit.with_pixels(table, settings.data)
+    table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
     table = splits.split(table, settings.data)
 
@@ -59,7 +59,11 @@ def main(arguments: list[str]) -> None:
     print(settings.to_yaml(), splits.describe(table), "", drawn, sep="\n")
     print(f"device: {machine}", *([note] if note else []), sep="\n")
 
-    surroundings = environment(settings, table, network) | {"device": machine, "data_sha256": version}
+    surroundings = environment(settings, table, network) | {
+        "device": machine,
+        "data_sha256": version,
+        "dropped": dropped,
+    }
     trained, batches, valid_batches = prepare(network, rows, valid, settings)
     run.mkdir(parents=True)
     files.write_text(run / "config.yaml", settings.to_yaml())
