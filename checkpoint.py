@@ -7,7 +7,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import config  # first, because it quiets TensorFlow
 from config import InputError
@@ -52,8 +52,8 @@ class About(config.Section):
     settings: dict
     split_sha256: str
     arrays_sha256: str
-    decision: Optional[Decision] = None  # noqa: UP045  Python 3.9 has no other way
-    familiar: Optional[Familiar] = None  # noqa: UP045
+    decision: Decision = None
+    familiar: Familiar = None
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -121,8 +121,6 @@ def load(path: Path) -> tuple[keras.Model, dict]:
         network.load_weights(path)
         if model.weights_hash(network) != about["arrays_sha256"]:
             raise ValueError("its arrays are not those that were saved")
-    except InputError:
-        raise
     except zipfile.BadZipFile:
         raise InputError(f"{path}: damaged, or no .keras file") from None
     except DAMAGE as error:
@@ -139,7 +137,7 @@ def _read_about(path: Path) -> dict:
         with archive.open(ARRAYS) as arrays:
             hdf5.check(arrays)
         about = json.loads(archive.read(ABOUT))
-    said = About.model_validate(about).model_dump(exclude_unset=True)
+    said = config.checked(About, about).model_dump(exclude_unset=True)
     return {**about, **said, "settings": config.check_settings(about["settings"])}
 
 

@@ -184,8 +184,13 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[s
 
 def check_settings(values: dict) -> Settings:
     """The settings out of nested dictionaries; raises InputError in one line for what the schema refuses."""
+    return checked(Settings, values)
+
+
+def checked(schema: type[Section], values: Any) -> Section:
+    """The section that a schema makes of the values; raises InputError in one line for what it refuses."""
     try:
-        return Settings.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
 
@@ -257,7 +262,7 @@ def _explain(item: Any) -> str:
         near = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
         return f"{name}: no such setting; the nearest is {near[0]}"
     if item["type"] == "missing":
-        return f"{name}: missing; config.yaml must hold every setting"
+        return f"{name}: missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     came = "" if "came" in message else f", came {str(item['input'])[:60]!r}"
     return f"{name}: {message[0].lower()}{message[1:]}{came}"
