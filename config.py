@@ -27,13 +27,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, tokens
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.tokens import AliasToken, AnchorToken, DirectiveToken, TagToken
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # Ten times what every setting with its comment takes; what a parser in Python reads in two seconds at the worst.
 YAML_BYTES = 2**15
+YAML_DEPTH = 10
+UNPLAIN = (tokens.AliasToken, tokens.AnchorToken, tokens.DirectiveToken, tokens.TagToken)
+OPENING = (
+    tokens.BlockMappingStartToken,
+    tokens.BlockSequenceStartToken,
+    tokens.FlowMappingStartToken,
+    tokens.FlowSequenceStartToken,
+)
+CLOSING = (tokens.BlockEndToken, tokens.FlowMappingEndToken, tokens.FlowSequenceEndToken)
+# A path without control characters.
+LINE = r"^[^\x00-\x1f\x7f]+$"
 
 
 class InputError(ValueError):
@@ -73,9 +83,9 @@ Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "of
 
 
 class Data(Section):
-    root: str = Field(min_length=1, description="folder that holds BreaKHis_v1, single or doubled")
+    root: str = Field(pattern=LINE, description="folder that holds BreaKHis_v1, single or doubled")
     folds: str = Field(
-        min_length=1, description="table of the images and their official folds, or tree to read the folders instead"
+        pattern=LINE, description="table of the images and their official folds, or tree to read the folders instead"
     )
     protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
         description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
@@ -110,7 +120,7 @@ class Augment(Section):
 
 class Model(Section):
     base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
-    weights: str = Field(min_length=1, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: str = Field(pattern=LINE, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
@@ -200,16 +210,25 @@ def parse_yaml(text: str, source: str) -> Any:
     if len(text) > YAML_BYTES:
         raise InputError(f"{source}: no plain YAML: allowed are {YAML_BYTES} characters, came {len(text)}")
     try:
-        # Aliases of aliases unfold to any size, and a tag asks for more than a plain value.
-        for token in YAML(typ="safe", pure=True).scan(text):
-            if isinstance(token, (AliasToken, AnchorToken, DirectiveToken, TagToken)):
-                raise ValueError(f"line {token.start_mark.line + 1} has a tag, anchor, alias or directive")
+        _refuse_unplain(text)
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise InputError(f"{source}{where}: no plain YAML: {reason}") from None
+
+
+def _refuse_unplain(text: str) -> None:
+    # Aliases of aliases unfold to any size, a tag asks for more than a plain value, and nesting takes quadratic time.
+    depth = 0
+    for token in YAML(typ="safe", pure=True).scan(text):
+        line = token.start_mark.line + 1
+        if isinstance(token, UNPLAIN):
+            raise ValueError(f"line {line} has a tag, anchor, alias or directive")
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > YAML_DEPTH:
+            raise ValueError(f"line {line} is nested deeper than {YAML_DEPTH} levels")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

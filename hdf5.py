@@ -24,34 +24,34 @@ def check(source: str | BinaryIO) -> None:
         OSError: it is no HDF5 file, or a damaged one.
     """
     with h5py.File(source, "r") as file:
-        for count, (name, found) in enumerate(_objects(file)):
+        for count, found in enumerate(_objects(file)):
             if count == MAX_OBJECTS:
                 raise ValueError(f"has more than {MAX_OBJECTS} objects")
             if isinstance(found, h5py.Dataset):
-                _check_array(name, found)
+                _check_array(found)
 
 
-def _objects(file: h5py.File) -> Iterator[tuple[str, object]]:
-    """Every object once, by its name, whatever circles the links form; refuses links that are no plain ones."""
-    waiting, seen = [("/", file["/"])], set()
+def _objects(file: h5py.File) -> Iterator[h5py.HLObject]:
+    """Every object once, whatever circles the links form; refuses links that are no plain ones."""
+    waiting, seen = [file["/"]], set()
     while waiting:
-        name, found = waiting.pop()
+        found = waiting.pop()
         address = h5py.h5o.get_info(found.id).addr
         if address in seen:
             continue
         seen.add(address)
-        yield name, found
+        yield found
         for key in found if isinstance(found, h5py.Group) else ():
             if not isinstance(found.get(key, getlink=True), h5py.HardLink):
-                raise ValueError(f"{name}{key} is a link to elsewhere")
-            waiting.append((f"{name}{key}/", found[key]))
+                raise ValueError(f"{key} in {found.name} is a link to elsewhere")
+            waiting.append(found[key])
 
 
-def _check_array(name: str, found: h5py.Dataset) -> None:
-    if found.dtype.kind not in "fiubS":
-        raise ValueError(f"{name} holds no numbers")
+def _check_array(found: h5py.Dataset) -> None:
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"{found.name} holds no numbers")
     if found.external or found.is_virtual:
-        raise ValueError(f"{name} lies in another file")
+        raise ValueError(f"{found.name} lies in another file")
     # Compression, and space that was never written to, could unfold to any size.
     if found.id.get_storage_size() != found.nbytes:
-        raise ValueError(f"{name} takes {found.id.get_storage_size()} bytes for an array of {found.nbytes}")
+        raise ValueError(f"{found.name} takes {found.id.get_storage_size()} bytes for an array of {found.nbytes}")

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import config
-from config import InputError
+from config import DataError, InputError
 
 import numpy as np
 import pandas as pd
@@ -95,6 +95,26 @@ def test_damaged_findings_are_made_again(table, own_tree, content):
     first = look(table, own_tree)
     audit.store_of(options(own_tree)).write_bytes(content)
     assert look(table, own_tree).equals(first)
+
+
+@pytest.mark.parametrize("forge", [
+    lambda kept: pd.concat([kept, kept]),
+    lambda kept: kept.assign(pixels="../elsewhere"),
+    lambda kept: kept.assign(error="is odd"),
+])  # fmt: skip
+def test_forged_findings_are_made_again(table, own_tree, forge):
+    first, store = look(table, own_tree), audit.store_of(options(own_tree))
+    forge(pd.read_csv(store, keep_default_na=False)).to_csv(store, index=False)
+    assert look(table, own_tree).equals(first)
+
+
+def test_a_picture_that_became_a_way_out_is_no_longer_believed(table, own_tree, picture, tmp_path):
+    look(table, own_tree)
+    shutil.move(picture, tmp_path / "outside.png")
+    picture.symlink_to(tmp_path / "outside.png")
+    assert "pixels" not in audit.known_pixels(table, options(own_tree))
+    with pytest.raises(DataError, match="is a link that leads out"):
+        look(table, own_tree)
 
 
 def test_a_giant_is_refused_before_it_is_decoded(table, own_tree, picture, monkeypatch):
