@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import config
-from config import DataError, InputError
+from config import InputError
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from tqdm import tqdm
 import files
 import png
 import tables
+import untrusted
+from untrusted import DataError
 
 PICTURE_FOLDERS = [
     "BreaKHis_v1/BreaKHis_v1/histology_slides/breast",
@@ -165,7 +167,7 @@ def store_of(settings: config.Data) -> Path:
 def _read_store(store: Path) -> pd.DataFrame:
     """The findings that were kept; none where there is no such file or it is damaged, so that all are made again."""
     try:
-        known = pd.read_csv(io.BytesIO(config.read_bytes(store, tables.MAX_BYTES)), keep_default_na=False)
+        known = pd.read_csv(io.BytesIO(untrusted.read_bytes(store, tables.MAX_BYTES)), keep_default_na=False)
     except ValueError:
         return pd.DataFrame(columns=FINDINGS)
     whole = (
@@ -271,7 +273,7 @@ def describe(report: dict) -> str:
         first = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in found[:5])
         lines += [f"warning: {kind}: {len(found)} ({first}{', ...' if len(found) > 5 else ''})"] if found else []
     wrong, odd = len(report["errors"]), sum(map(len, report["warnings"].values()))
-    lines = list(map(config.printable, lines))
+    lines = list(map(untrusted.printable, lines))
     return "\n".join([*lines, "", f"errors, which training refuses: {wrong}; warnings, which it can live with: {odd}"])
 
 

@@ -49,7 +49,7 @@ class About(config.Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    settings: dict
+    settings: config.Settings
     split_sha256: str
     arrays_sha256: str
     decision: Decision = None
@@ -137,8 +137,8 @@ def _read_about(path: Path) -> dict:
         with archive.open(ARRAYS) as arrays:
             hdf5.check(arrays)
         about = json.loads(archive.read(ABOUT))
-    said = config.checked(About, about).model_dump(exclude_unset=True)
-    return {**about, **said, "settings": config.check_settings(about["settings"])}
+    said = config.checked(About, about)
+    return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> None:

@@ -19,6 +19,7 @@ import files
 import plots
 import splits
 import tables
+import untrusted
 
 COLUMNS = ["fold", "mag", "grp", "filename"]
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
@@ -165,8 +166,8 @@ def notice(root: str | Path) -> str:
     marker = Path(root) / "SYNTHETIC.txt"
     if not marker.is_file():
         return ""
-    lines = config.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
-    return config.printable(lines[0]) if lines else ""
+    lines = untrusted.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
+    return untrusted.printable(lines[0]) if lines else ""
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import config
-from config import DataError, InputError
+from config import InputError
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ import audit
 import data
 import png
 import splits
+from untrusted import DataError
 
 NAME = "SOB_B_A-14-101AB-40-001.png"
 

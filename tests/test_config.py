@@ -3,10 +3,12 @@ import time
 from pathlib import Path
 
 import config
-from config import DataError, InputError
+from config import InputError
 
 import pytest
 from ruamel.yaml import YAML
+
+from untrusted import DataError
 
 ROOT = Path(config.__file__).parent
 
