@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import struct
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from config import InputError
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 import files
+import png
+import tables
+import untrusted
+from untrusted import DataError
 
 PICTURE_FOLDERS = [
     "BreaKHis_v1/BreaKHis_v1/histology_slides/breast",
@@ -26,12 +30,6 @@ PICTURE_FOLDERS = [
     ".",
 ]
 HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
-# A picture of more pixels is refused before it is decoded; the real ones have 322,000.
-MAX_PIXELS = 50_000_000
-# Pillow would refuse the largest before they can be named, and warn of others; this file looks for itself.
-Image.MAX_IMAGE_PIXELS = None
-# The last chunk of every PNG. Pillow does without it, TensorFlow does not.
-PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # Robust deviations from the median of a magnification.
 OUTLYING = 6
 FINDINGS = [
@@ -59,19 +57,42 @@ def _picture_folder(root: Path) -> Path | None:
 
 
 def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
-    """Adds the column `pixels`, the hash of each decoded picture, and refuses pictures that cannot be trained on.
+    """Adds the column `pixels`, the hash of each decoded picture.
 
     Raises:
-        InputError: says how many pictures are missing or broken and names the first ones.
+        DataError: there are pictures that cannot be trained on; names them all.
     """
+    table, bad = _look_at(table, settings)
+    if bad:
+        raise DataError(_name_all(bad, table, "mend them, or leave them out with data.on_bad_image=drop"))
+    return table
+
+
+def sound(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table with the column `pixels`, and the pictures that were left out of it, as file -> reason.
+
+    Raises:
+        DataError: as `with_pixels`, unless `settings.on_bad_image` is drop.
+    """
+    if settings.on_bad_image == "stop":
+        return with_pixels(table, settings), {}
+    table, bad = _look_at(table, settings)
+    if bad:
+        print(_name_all(bad, table, "they are left out"), file=sys.stderr)
+    return table[~table.filename.isin(bad)].reset_index(drop=True), bad
+
+
+def _name_all(bad: dict[str, str], table: pd.DataFrame, what: str) -> str:
+    title = f"data.root: {len(bad)} of {table.filename.nunique()} images cannot be used; {what}"
+    return "\n".join([title, *(f"{name} {error}" for name, error in bad.items())])
+
+
+def _look_at(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table with the column `pixels`, and what cannot be used, as file -> reason."""
     findings = inspect(table.path.unique(), find_pictures(settings.root), store_of(settings))
     bad = findings[findings.error != ""]
-    if len(bad):
-        first = "; ".join(f"{Path(path).name} {error}" for path, error in zip(bad.path[:3], bad.error))
-        raise InputError(
-            f"data.root: {len(bad)} of {len(findings)} images below {settings.root} cannot be trained on: {first}"
-        )
-    return table.assign(pixels=table.path.map(findings.set_index("path").pixels))
+    pixels = table.path.map(findings.set_index("path").pixels)
+    return table.assign(pixels=pixels), dict(zip(bad.path.str.rsplit("/", n=1).str[-1], bad.error))
 
 
 def known_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
@@ -113,73 +134,24 @@ def inspect(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: _inspect_one(folder, path), new)
         found = pd.DataFrame(list(tqdm(looks, "checking images", len(new), unit="img", delay=5)), columns=FINDINGS)
-    others = stored[~stored.path.isin(new)]
-    if not found.error.any():
-        files.write_text(store, pd.concat([others, found] if len(others) else [found]).to_csv(index=False))
+    # A bad one is looked at again each time, since it may have been mended, or the disk was at fault.
+    keep = [part for part in (stored[~stored.path.isin(new)], found[found.error == ""]) if len(part)]
+    if keep:
+        files.write_text(store, pd.concat(keep).to_csv(index=False))
     return (pd.concat([known, found]) if len(known) else found).sort_values("path", ignore_index=True)
 
 
 def _inspect_one(folder: Path, path: str) -> dict:
-    found = dict.fromkeys(FINDINGS, 0) | {"path": path, "pixels": "", "error": "", "mode": ""}
-    try:
-        found |= _stamp(folder / path)
-        if found["bytes"] == 0:
-            return found | {"error": "is empty"}
-        if not (folder / path).read_bytes().endswith(PNG_END):
-            return found | {"error": "is no PNG" if not _is_png(folder / path) else "is cut short or damaged (no end)"}
-        with Image.open(folder / path, formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return found | {"error": f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"}
-            found |= _look(image) | {"depth": _png_depth(folder / path)}
-        if (found["mode"], found["depth"]) != ("RGB", 8):
-            return found | {"error": f"is {found['mode']} of {found['depth']} bits a channel, needed is RGB of 8"}
-        return found
-    except FileNotFoundError:
-        return found | {"error": "is missing"}
-    except Image.UnidentifiedImageError:
-        return found | {"error": "is no PNG"}
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        return found | {"error": f"is cut short or damaged ({error})"}
+    return dict.fromkeys(FINDINGS, 0) | {"path": path, "pixels": "", "mode": ""} | png.look(folder, path)
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """One picture as (height, width, 3), uint8, at its own size; raises InputError where it cannot be read."""
-    found = _inspect_one(path.parent, path.name)
-    if found["error"]:
-        raise InputError(f"data.root: {path} {found['error']}")
-    with Image.open(path, formats=["PNG"]) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _look(image: Image.Image) -> dict:
-    image.load()
-    array = np.asarray(image)
-    grey = np.asarray(image.convert("L"), np.float32)
-    laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
-    return {
-        "pixels": hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest(),
-        "mode": image.mode,
-        "width": image.width,
-        "height": image.height,
-        "brightness": round(float(grey.mean()), 2),
-        "sharpness": round(float(laplacian.var()), 2) if laplacian.size else 0.0,
-    }
-
-
-def _is_png(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89PNG\r\n\x1a\n"
-
-
-def _png_depth(path: Path) -> int:
-    """Bits a channel: the byte behind width and height in the header, which every PNG begins with."""
-    with path.open("rb") as file:
-        return file.read(25)[24]
-
-
-def _stamp(path: Path) -> dict:
-    status = path.stat()
-    return {"bytes": status.st_size, "modified": status.st_mtime_ns}
+    """One picture as (height, width, 3), uint8, at its own size; raises DataError where it cannot be read."""
+    try:
+        png.stamp(path.parent, path.name)
+        return png.decode(path.read_bytes())
+    except (png.UnusableError, OSError) as error:
+        raise DataError(f"data.root: {path} {error}") from None
 
 
 def store_of(settings: config.Data) -> Path:
@@ -195,19 +167,28 @@ def store_of(settings: config.Data) -> Path:
 def _read_store(store: Path) -> pd.DataFrame:
     """The findings that were kept; none where there is no such file or it is damaged, so that all are made again."""
     try:
-        known = pd.read_csv(store, keep_default_na=False)
-    except (FileNotFoundError, ValueError):
+        known = pd.read_csv(io.BytesIO(untrusted.read_bytes(store, tables.MAX_BYTES)), keep_default_na=False)
+    except ValueError:
         return pd.DataFrame(columns=FINDINGS)
-    return known if list(known.columns) == FINDINGS else pd.DataFrame(columns=FINDINGS)
+    whole = (
+        list(known.columns) == FINDINGS
+        and known.path.is_unique
+        and (known.error == "").all()
+        and known.pixels.astype(str).str.fullmatch("[0-9a-f]{64}").all()
+    )
+    return known if whole else pd.DataFrame(columns=FINDINGS)
 
 
 def _fresh(known: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Those of the findings whose pictures still have the size and time stamp of then."""
-    fresh = [
-        (folder / row.path).is_file() and _stamp(folder / row.path) == {"bytes": row.bytes, "modified": row.modified}
-        for row in known.itertuples()
-    ]
-    return known[np.array(fresh, bool)]
+    return known[np.array([_is_fresh(row, folder) for row in known.itertuples()], bool)]
+
+
+def _is_fresh(row: tuple, folder: Path) -> bool:
+    try:
+        return png.stamp(folder, row.path) == {"bytes": row.bytes, "modified": row.modified}
+    except (png.UnusableError, OSError):
+        return False
 
 
 def report(table: pd.DataFrame, findings: pd.DataFrame, folder: Path) -> dict:
@@ -292,6 +273,7 @@ def describe(report: dict) -> str:
         first = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in found[:5])
         lines += [f"warning: {kind}: {len(found)} ({first}{', ...' if len(found) > 5 else ''})"] if found else []
     wrong, odd = len(report["errors"]), sum(map(len, report["warnings"].values()))
+    lines = list(map(untrusted.printable, lines))
     return "\n".join([*lines, "", f"errors, which training refuses: {wrong}; warnings, which it can live with: {odd}"])
 
 

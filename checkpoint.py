@@ -7,17 +7,53 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Annotated
 
 import config  # first, because it quiets TensorFlow
 from config import InputError
 
 import keras
+from pydantic import AfterValidator, ConfigDict, Field
 
+import calibration
 import device
 import files
+import hdf5
 import model
 
 ABOUT = "breakhis.json"
+ABOUT_BYTES = 2**22
+ARRAYS = "model.weights.h5"
+# What a file can raise that is damaged, or made to look like a checkpoint.
+DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, RecursionError, zlib.error)
+
+
+class Decision(config.Section):
+    """What evaluate.py chose on the validation set."""
+
+    rule: Annotated[str, AfterValidator(calibration.check_rule)]
+    threshold: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+
+
+class Familiar(config.Section):
+    """What the training pictures look like to the base, as `familiar.describe` gives it."""
+
+    mean: list[float]
+    deviation: list[Annotated[float, Field(gt=0)]]
+    limit: float = Field(ge=0)
+
+
+class About(config.Section):
+    """What a checkpoint says of itself; what else it says is not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    settings: config.Settings
+    split_sha256: str
+    arrays_sha256: str
+    decision: Decision = None
+    familiar: Familiar = None
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -79,16 +115,46 @@ def load(path: Path) -> tuple[keras.Model, dict]:
     if not path.is_file():
         raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
     try:
-        with zipfile.ZipFile(path) as archive:
-            about = json.loads(archive.read(ABOUT))
-        about["settings"] = config.check_settings(about["settings"])
+        about = _read_about(path)
         device.use_device(about["settings"].train.precision)
         network = model.build(about["settings"], load_weights=False)
+        _check_width(about, network)
         network.load_weights(path)
         if model.weights_hash(network) != about["arrays_sha256"]:
             raise ValueError("its arrays are not those that were saved")
     except zipfile.BadZipFile:
         raise InputError(f"{path}: damaged, or no .keras file") from None
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: damaged, or no checkpoint of this project: {error}") from None
     return network, about
+
+
+def _read_about(path: Path) -> dict:
+    """What the checkpoint says of itself, after a look at the archive and at the arrays in it."""
+    if path.suffix != ".keras":
+        raise ValueError("its name does not end in .keras")
+    with zipfile.ZipFile(path) as archive:
+        _check_members(archive, path.stat().st_size)
+        with archive.open(ARRAYS) as arrays:
+            hdf5.check(arrays)
+        about = json.loads(archive.read(ABOUT))
+    said = config.checked(About, about)
+    return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuses an archive that unfolds to more than its own size, as no checkpoint of Keras does."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its members are compressed")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members are larger than the file")
+    if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
+        raise ValueError(f"allowed are {ABOUT_BYTES} bytes of {ABOUT}, came {archive.getinfo(ABOUT).file_size}")
+
+
+def _check_width(about: dict, network: keras.Model) -> None:
+    width = network.get_layer("pooling").output.shape[-1]
+    for name in ("mean", "deviation") if about.get("familiar") else ():
+        if len(about["familiar"][name]) != width:
+            raise ValueError(f"familiar.{name} has {len(about['familiar'][name])} numbers, needed are {width}")

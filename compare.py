@@ -12,6 +12,7 @@ import pandas as pd
 import files
 import intervals
 import plots
+import tables
 from report import Evaluation
 
 # Published test accuracies, all on the real BreakHis.
@@ -64,7 +65,7 @@ def tabulate(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "run": run.name,
+                "run": tables.plain(run.name),
                 **{key: found[key] for key in ("protocol", "base", "seed", "n", "slides", "patients")},
                 **{f"shared_{key}": share for key, share in found["leaks"]["shared"].items()},
                 **{key: found[key] for key in SCORES},
@@ -81,7 +82,9 @@ def pair_up(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
     for run, found in evaluated.items():
         # Under the row protocol an image may be tested twice; a pair of rows must be the same pair in both runs.
         if found.predictions.filename.is_unique:
-            tested.setdefault(tuple(sorted(found.predictions.filename)), []).append((run.name, found.predictions))
+            tested.setdefault(tuple(sorted(found.predictions.filename)), []).append(
+                (tables.plain(run.name), found.predictions)
+            )
     return pd.DataFrame(
         [
             {"first": one, "second": other, **intervals.paired(left, right)}

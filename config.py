@@ -28,13 +28,12 @@ warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+
+from untrusted import YAML_BYTES, InputError, parse_yaml, printable, read_bytes
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
-
-
-class InputError(ValueError):
-    """What the user gave is wrong: one line that names it, what is allowed and what came; exit status 2."""
+# A path without control characters.
+LINE = r"^[^\x00-\x1f\x7f]+$"
 
 
 class Section(BaseModel):
@@ -52,9 +51,9 @@ Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "of
 
 
 class Data(Section):
-    root: str = Field(min_length=1, description="folder that holds BreaKHis_v1, single or doubled")
+    root: str = Field(pattern=LINE, description="folder that holds BreaKHis_v1, single or doubled")
     folds: str = Field(
-        min_length=1, description="table of the images and their official folds, or tree to read the folders instead"
+        pattern=LINE, description="table of the images and their official folds, or tree to read the folders instead"
     )
     protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
         description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
@@ -63,6 +62,9 @@ class Data(Section):
     magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
     test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
     valid_fraction: float = Field(gt=0, lt=1, description="share of the rest that validates, above 0 and below 1")
+    on_bad_image: Literal["stop", "drop"] = Field(
+        description="pictures that cannot be used: stop (all are named) or drop (before the split, and on record)"
+    )
     upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
     seed: int = Field(
@@ -86,7 +88,7 @@ class Augment(Section):
 
 class Model(Section):
     base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
-    weights: str = Field(min_length=1, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: str = Field(pattern=LINE, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
@@ -161,28 +163,20 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[s
 
 def check_settings(values: dict) -> Settings:
     """The settings out of nested dictionaries; raises InputError in one line for what the schema refuses."""
+    return checked(Settings, values)
+
+
+def checked(schema: type[Section], values: Any) -> Section:
+    """The section that a schema makes of the values; raises InputError in one line for what it refuses."""
     try:
-        return Settings.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
         raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """Reads YAML 1.2 of plain values (1e-4 is a number); raises InputError, naming `source`, for anything else."""
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise InputError(f"{source}{where}: no plain YAML: {reason}") from None
-
-
 def _read_yaml(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as settings: {error.strerror}") from None
+        text = read_bytes(path, YAML_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: settings must be UTF-8 text") from None
     values = parse_yaml(text, str(path))
@@ -212,7 +206,7 @@ def _explain(item: Any) -> str:
         near = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
         return f"{name}: no such setting; the nearest is {near[0]}"
     if item["type"] == "missing":
-        return f"{name}: missing; config.yaml must hold every setting"
+        return f"{name}: missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     came = "" if "came" in message else f", came {str(item['input'])[:60]!r}"
     return f"{name}: {message[0].lower()}{message[1:]}{came}"
@@ -267,14 +261,14 @@ def _terminate(number: int, frame: Any) -> None:
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
 
-    Wrong input ends in one line and exit status 2.
+    Wrong input ends in one line and exit status 2, data that must be mended in a line for each finding and 1.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        print("error:", "\n".join(map(printable, error.lines)), file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt as stop:
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
@@ -283,5 +277,5 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}cannot be written or read: {error.strerror or error}", file=sys.stderr)
+        print(printable(f"error: {where}cannot be written or read: {error.strerror or error}"), file=sys.stderr)
         sys.exit(2)

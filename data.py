@@ -18,6 +18,8 @@ import audit
 import files
 import plots
 import splits
+import tables
+import untrusted
 
 COLUMNS = ["fold", "mag", "grp", "filename"]
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
@@ -35,10 +37,11 @@ SUBTYPES = {
 }
 NAME = (
     r"^SOB_(?P<letter>[BM])_(?P<code>A|F|PT|TA|DC|LC|MC|PC)"
-    r"-(?P<slide>(?P<patient>1[45]-[0-9]+)[A-Z]*)-(?P<mag>40|100|200|400)-[0-9]+\.png$"
+    r"-(?P<slide>(?P<patient>1[45]-[0-9]{1,9})[A-Z]{0,9})-(?P<mag>40|100|200|400)-[0-9]{1,9}\.png\Z"
 )
 # Kaggle's copy spells a path from BreaKHis_v1/ on, others from the class' folder on.
-PATH = r"^(?:(?:BreaKHis_v1/){0,2}histology_slides/breast/)?(?P<path>(?:benign|malignant)(?:/[^/]+){5})$"
+PATH = r"^(?:(?:BreaKHis_v1/){0,2}histology_slides/breast/)?(?P<path>(?:benign|malignant)(?:/[^/]+){5})\Z"
+NOTICE_BYTES = 2**14
 OUTSIDE = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
 
 
@@ -119,16 +122,11 @@ def read_table(settings: config.Data) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"data.folds: no table {str(path)!r}; {audit.HELP}")
-    try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"data.folds: {path} is no CSV in UTF-8: {error}") from None
+    rows = tables.read(path)
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         came = ", ".join(map(str, rows.columns[:8]))
         raise InputError(f"{path}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, came {came}")
-    if not isinstance(rows.index, pd.RangeIndex):
-        raise InputError(f"{path}: its rows have more fields than its first line names")
     if rows.empty:
         raise InputError(f"{path}: holds no rows")
     return rows
@@ -166,7 +164,10 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
 def notice(root: str | Path) -> str:
     """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where there is none."""
     marker = Path(root) / "SYNTHETIC.txt"
-    return marker.read_text(encoding="utf-8").splitlines()[0] if marker.is_file() else ""
+    if not marker.is_file():
+        return ""
+    lines = untrusted.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
+    return untrusted.printable(lines[0]) if lines else ""
 
 
 def summary(table: pd.DataFrame) -> str:

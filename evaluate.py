@@ -32,6 +32,9 @@ import measures
 import predictions
 import report
 import splits
+import untrusted
+
+ENVIRONMENT_BYTES = 2**22
 
 
 def main(arguments: list[str]) -> None:
@@ -84,7 +87,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     test = test.assign(prediction=np.where(test.probability >= decision["threshold"], "malignant", "benign"))
     results = score(test, valid, settings, decision) | {
         "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
-        "run": path.parent.name,
+        "run": untrusted.printable(path.parent.name),
         "base": settings.model.base,
         "weights": settings.model.weights,
         "split": other_split or "of the run",
@@ -147,9 +150,12 @@ def surroundings(path: Path) -> dict:
     """What environment.json says of the run; empty where a checkpoint stands without it."""
     beside = path.with_name("environment.json")
     try:
-        return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    except ValueError:
+        said = json.loads(untrusted.read_bytes(beside, ENVIRONMENT_BYTES)) if beside.is_file() else {}
+    except (ValueError, RecursionError):
         raise InputError(f"{beside}: no JSON") from None
+    if not isinstance(said, dict) or not isinstance(said.get("dropped", {}), dict):
+        raise InputError(f"{beside}: no environment of a run")
+    return said
 
 
 if __name__ == "__main__":

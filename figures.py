@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import config  # noqa: F401  first, because it quiets TensorFlow
 
-import gradcam
 import keras
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 import audit
 import calibration
+import gradcam
 import intervals
 import measures
 import pictures

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_addons as tfa
 
+import hdf5
+
 CAFFE_MEAN = [103.939, 116.779, 123.68]
 HEAD = "head_alone"
 IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -93,9 +95,12 @@ def _load_base(base: keras.Model, weights: str) -> None:
     path = _fetch_imagenet() if weights == "imagenet" else Path(weights)
     if not path.is_file():
         raise InputError(f"model.weights: no file {weights!r}; allowed are imagenet, random or the path of a .h5")
+    if path.suffix != ".h5":
+        raise InputError(f"model.weights: allowed are imagenet, random or the path of a .h5, came {weights!r}")
     try:
+        hdf5.check(path)
         base.load_weights(path)
-    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise InputError(f"model.weights: {path} does not hold the weights of ResNet50 without top: {error}") from None
 
 

@@ -20,6 +20,7 @@ columns:
 from __future__ import annotations
 
 import argparse
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,6 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-import audit
 import calibration
 import checkpoint
 import evaluate
@@ -45,6 +45,8 @@ import files
 import gradcam
 import model
 import pictures
+import png
+import tables
 from report import RESEARCH_ONLY
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -163,13 +165,16 @@ def read_rgb(path: Path) -> np.ndarray:
     """One picture as (height, width, 3), uint8, upright, on white where it is transparent.
 
     Raises:
-        InputError: it is empty, has too many pixels, or its channels are none that can be shown as RGB.
+        InputError: it is empty or no regular file, has too many pixels, or channels that cannot be shown as RGB.
     """
-    if path.stat().st_size == 0:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("is no regular file")
+    if status.st_size == 0:
         raise InputError("is empty")
     with Image.open(path, formats=FORMATS) as image:
-        if not 0 < image.width * image.height <= audit.MAX_PIXELS:
-            raise InputError(f"has {image.width} x {image.height} pixels, allowed are 1 to {audit.MAX_PIXELS}")
+        if not 0 < image.width * image.height <= png.MAX_PIXELS:
+            raise InputError(f"has {image.width} x {image.height} pixels, allowed are 1 to {png.MAX_PIXELS}")
         if image.mode not in MODES and not image.mode.startswith(GREY_16):
             raise InputError(f"is of the mode {image.mode}, allowed are {', '.join(MODES)} and grey of 16 bits")
         colors = _of_8_bits(ImageOps.exif_transpose(image)).convert("RGBA")
@@ -227,18 +232,12 @@ def _draw(network: keras.Model, images: np.ndarray, table: pd.DataFrame, folder:
 
 def write(table: pd.DataFrame, out: str | None) -> None:
     """Writes the table as CSV in UTF-8, to a file as a whole or to standard output."""
-    text = table.assign(file=table.file.map(plain), error=table.error.map(plain)).to_csv(index=False)
+    text = table.assign(file=table.file.map(tables.plain), error=table.error.map(tables.plain)).to_csv(index=False)
     if out:
         files.write_text(out, text)
     else:
         sys.stdout.reconfigure(encoding="utf-8")
         print(text, end="", flush=True)
-
-
-def plain(value: object) -> str:
-    """A text that breaks no CSV and that no spreadsheet takes for a formula."""
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
-    return "'" + shown if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def report(about: dict, unread: int, total: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 
 import config  # first, because it quiets TensorFlow
@@ -20,6 +19,8 @@ import features
 import model
 import pictures
 import splits
+import tables
+import untrusted
 
 
 def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFrame:
@@ -35,18 +36,15 @@ def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFr
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such split")
-    content = path.read_bytes()
+    content = untrusted.read_bytes(path, tables.MAX_BYTES)
     came = hashlib.sha256(content).hexdigest()
     if sha256 and came != sha256:
         raise InputError(
             f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}, came {came[:12]});"
             " to test on other images give --split FILE, and the report will say so"
         )
-    try:
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise InputError(f"{path}: no CSV in UTF-8: {error}") from None
-    if list(table.columns) != splits.COLUMNS or not isinstance(table.index, pd.RangeIndex):
+    table = tables.parse(content, path)
+    if list(table.columns) != splits.COLUMNS:
         raise InputError(f"{path}: columns must be {', '.join(splits.COLUMNS)}, came {', '.join(table.columns[:8])}")
     named = data.describe(table.filename).assign(set=table.set)
     wrong = (named[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)

@@ -63,7 +63,13 @@ class Evaluation(NamedTuple):
     def notes(self) -> list[str]:
         """What a reader of any of the figures has to know, a sentence or two each."""
         untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""
-        return [note for note in (self.results["notice"], untrained, RESEARCH_ONLY) if note]
+        return [note for note in (self.results["notice"], untrained, self.left_out, RESEARCH_ONLY) if note]
+
+    @property
+    def left_out(self) -> str:
+        """How many pictures training found broken and dropped, and where they are named."""
+        count = len(self.environment.get("dropped", {}))
+        return f"{count} broken pictures were left out before the split; environment.json names them." if count else ""
 
     @property
     def note(self) -> str:

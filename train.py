@@ -58,14 +58,18 @@ def main(arguments: list[str]) -> None:
     settings = device.with_precision(settings)
     machine = device.use_device(settings.train.precision, settings.train.deterministic)
     network = model.build(settings)
-    table = audit.with_pixels(table, settings.data)
+    table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
     table = splits.split(table, settings.data)
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
     drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
-    surroundings = environment(settings, table, network) | {"device": machine, "data_sha256": version}
+    surroundings = environment(settings, table, network) | {
+        "device": machine,
+        "data_sha256": version,
+        "dropped": dropped,
+    }
     notice = [surroundings["notice"]] if surroundings["notice"] else []
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 

@@ -140,3 +140,11 @@ def copy(run, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "tiny"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests put on record as `outcomes`, which the workers of pytest-xdist could not print themselves."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "outcomes" and report.when == "call":
+                terminalreporter.write_line(value)

@@ -17,7 +17,9 @@ from PIL import Image
 
 import audit
 import data
+import png
 import splits
+from untrusted import DataError
 
 NAME = "SOB_B_A-14-101AB-40-001.png"
 
@@ -71,11 +73,12 @@ def damage(path):
     (damage, f"{NAME} is cut short or damaged"),
     (os.remove, f"{NAME} is missing"),
 ])  # fmt: skip
-def test_a_broken_picture_is_named_and_nothing_is_kept(table, own_tree, picture, spoil, words):
+def test_a_broken_picture_is_named_and_not_kept(table, own_tree, picture, spoil, words):
     spoil(picture)
-    with pytest.raises(InputError, match=f"1 of .*{re.escape(words)}"):
+    with pytest.raises(InputError, match=f"(?s)1 of .*{re.escape(words)}"):
         look(table, own_tree)
-    assert not audit.store_of(options(own_tree)).exists()
+    kept = pd.read_csv(audit.store_of(options(own_tree)), keep_default_na=False)
+    assert len(kept) == table.filename.nunique() - 1 and not kept.error.any()
 
 
 def write_giant(path):
@@ -95,9 +98,29 @@ def test_damaged_findings_are_made_again(table, own_tree, content):
     assert look(table, own_tree).equals(first)
 
 
+@pytest.mark.parametrize("forge", [
+    lambda kept: pd.concat([kept, kept]),
+    lambda kept: kept.assign(pixels="../elsewhere"),
+    lambda kept: kept.assign(error="is odd"),
+])  # fmt: skip
+def test_forged_findings_are_made_again(table, own_tree, forge):
+    first, store = look(table, own_tree), audit.store_of(options(own_tree))
+    forge(pd.read_csv(store, keep_default_na=False)).to_csv(store, index=False)
+    assert look(table, own_tree).equals(first)
+
+
+def test_a_picture_that_became_a_way_out_is_no_longer_believed(table, own_tree, picture, tmp_path):
+    look(table, own_tree)
+    shutil.move(picture, tmp_path / "outside.png")
+    picture.symlink_to(tmp_path / "outside.png")
+    assert "pixels" not in audit.known_pixels(table, options(own_tree))
+    with pytest.raises(DataError, match="is a link that leads out"):
+        look(table, own_tree)
+
+
 def test_a_giant_is_refused_before_it_is_decoded(table, own_tree, picture, monkeypatch):
-    monkeypatch.setattr(audit, "MAX_PIXELS", 48 * 32 - 1)
-    monkeypatch.setattr(audit, "_look", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr(png, "MAX_PIXELS", 48 * 32 - 1)
+    monkeypatch.setattr(tf.io, "decode_png", lambda *args, **options: pytest.fail("decoded"))
     with pytest.raises(InputError, match="48 x 32 pixels, more than"):
         look(table, own_tree)
 
@@ -187,8 +210,8 @@ def test_the_audit_of_a_sound_tree_counts_and_passes(audited):
     (os.remove, "is missing"),
     (lambda path: path.write_bytes(b""), "is empty"),
     (lambda path: Image.open(path).convert("RGBA").save(path), "is RGBA of 8 bits a channel, needed is RGB of 8"),
-    (lambda path: Image.open(path).convert("L").save(path), "is L of 8 bits"),
-    (lambda path: Image.fromarray(np.zeros((32, 48), np.uint16)).save(path), "is I;16 of 16 bits"),
+    (lambda path: Image.open(path).convert("L").save(path), "is grey of 8 bits"),
+    (lambda path: Image.fromarray(np.zeros((32, 48), np.uint16)).save(path), "is grey of 16 bits"),
     (lambda path: write_16_bit_rgb(path), "is RGB of 16 bits"),
 ])  # fmt: skip
 def test_what_training_cannot_use_is_an_error_of_the_audit_and_of_training(

@@ -1,9 +1,13 @@
+import copy
+import io
 import json
+import shutil
 import zipfile
 
 import config
 from config import InputError
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -95,6 +99,88 @@ def test_weights_of_another_shape_in_a_checkpoint_are_refused(saved, tmp_path):
     rewrite(saved[0], tmp_path / "best_model.keras", breakhis=json.dumps(about))
     with pytest.raises(InputError, match="its arrays are not those that were saved"):
         checkpoint.load(tmp_path / "best_model.keras")
+
+
+def saying(saved, target, **more):
+    about = json.loads(zipfile.ZipFile(saved[0]).read("breakhis.json"))
+    rewrite(saved[0], target, breakhis=json.dumps({**about, **more}))
+
+
+DECISION = {"rule": "0.5", "threshold": 0.5, "temperature": 1.0}
+FAMILIAR = {"mean": [0.0] * 2048, "deviation": [1.0] * 2048, "limit": 2.0}
+
+
+def test_what_evaluation_adds_is_read_back(saved, tmp_path):
+    saying(saved, tmp_path / "best_model.keras", decision=DECISION, familiar=FAMILIAR, note="of another version")
+    about = checkpoint.load(tmp_path / "best_model.keras")[1]
+    assert (about["decision"], about["familiar"]) == (DECISION, FAMILIAR)
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"decision": None}, "decision: input should be"),
+    ({"decision": [0.5]}, "decision: input should be"),
+    ({"decision": {**DECISION, "threshold": "0.5"}}, "decision.threshold: input should be a valid number"),
+    ({"decision": {**DECISION, "threshold": float("nan")}}, "decision.threshold"),
+    ({"decision": {**DECISION, "temperature": 0}}, "decision.temperature: input should be greater than 0"),
+    ({"decision": {**DECISION, "rule": "__import__('os')"}}, "decision.rule"),
+    ({"familiar": {**FAMILIAR, "mean": "0"}}, "familiar.mean"),
+    ({"familiar": {**FAMILIAR, "mean": [0.0] * 3}}, "familiar.mean has 3 numbers, needed are 2048"),
+    ({"familiar": {**FAMILIAR, "deviation": [0.0] * 2048}}, "familiar.deviation.0: input should be greater than 0"),
+    ({"familiar": {**FAMILIAR, "limit": float("inf")}}, "familiar.limit"),
+    ({"split_sha256": 5}, "split_sha256"),
+    ({"settings": []}, "settings"),
+    ({"note": "a" * 2**22}, "allowed are 4194304 bytes of breakhis.json"),
+])  # fmt: skip
+def test_what_a_checkpoint_says_is_checked(saved, tmp_path, more, words):
+    saying(saved, tmp_path / "best_model.keras", **more)
+    with pytest.raises(InputError, match=words):
+        checkpoint.load(tmp_path / "best_model.keras")
+
+
+def with_arrays(saved, target, fill):
+    """The checkpoint with other things in its HDF5 file."""
+    content = io.BytesIO(zipfile.ZipFile(saved[0]).read("model.weights.h5"))
+    with h5py.File(content, "a") as file:
+        fill(file)
+    rewrite(saved[0], target, model=content.getvalue())
+
+
+def compress(saved, target):
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in zipfile.ZipFile(saved[0]).namelist():
+            archive.writestr(name, bytes(2**28) if name == "model.weights.h5" else "{}")
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (compress, "its members are compressed"),
+    (lambda saved, target: rewrite(saved[0], target, breakhis="[" * 100_000), "recursion"),
+    (lambda saved, target: with_arrays(saved, target, lambda file: file.__setitem__("a", h5py.ExternalLink("b", "/"))), "link to elsewhere"),
+    (lambda saved, target: with_arrays(saved, target, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "takes 0 bytes"),
+])  # fmt: skip
+def test_bombs_and_ways_out_of_a_checkpoint_are_refused(saved, tmp_path, spoil, words):
+    spoil(saved, tmp_path / "best_model.keras")
+    with pytest.raises(InputError, match=words):
+        checkpoint.load(tmp_path / "best_model.keras")
+
+
+def test_members_that_lie_over_each_other_are_refused(saved, tmp_path):
+    """Two entries of the directory that point to the same bytes: each could be read, and a thousand would be a bomb."""
+    target = tmp_path / "best_model.keras"
+    with zipfile.ZipFile(saved[0]) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        twin = copy.copy(new.getinfo("model.weights.h5"))
+        twin.filename = "twin.weights.h5"
+        new.filelist.append(twin)
+        new._didModify = True
+    with pytest.raises(InputError, match="its members are larger than the file"):
+        checkpoint.load(target)
+
+
+def test_another_ending_is_refused(saved, tmp_path):
+    shutil.copy(saved[0], tmp_path / "best_model.zip")
+    with pytest.raises(InputError, match="does not end in .keras"):
+        checkpoint.load(tmp_path / "best_model.zip")
 
 
 def test_the_best_epoch_is_kept_by_validation_loss(tmp_path, monkeypatch):

@@ -69,6 +69,16 @@ def test_runs_on_the_same_test_images_are_paired(results, tmp_path, capsys):
     assert "on the same test images" in capsys.readouterr().out
 
 
+def test_names_of_runs_are_no_formulas(results, tmp_path):
+    """Neither for a spreadsheet nor for Matplotlib, which would fail at an unknown command between two dollars."""
+    names = ["=1+1", "$\\nothing$", "<b>"]
+    renamed = {tmp_path / "runs" / name: one for name, one in zip(names, results.values())}
+    compare.compare(renamed)
+    assert pd.read_csv(tmp_path / "runs" / "comparison.csv").run.tolist() == ["'=1+1", "$\\nothing$", "<b>"]
+    assert pd.read_csv(tmp_path / "runs" / "pairs.csv")["first"][0] == "'=1+1"
+    plots.save(plots.comparison(compare.tabulate(renamed), {}), tmp_path / "a.png", "costs $\\nothing$")
+
+
 def test_runs_on_other_images_are_not_paired(results):
     runs = list(results)
     other = results[runs[1]].predictions.assign(filename=lambda rows: "x" + rows.filename)

@@ -1,4 +1,5 @@
 import re
+import time
 from pathlib import Path
 
 import config
@@ -6,6 +7,8 @@ from config import InputError
 
 import pytest
 from ruamel.yaml import YAML
+
+from untrusted import DataError
 
 ROOT = Path(config.__file__).parent
 
@@ -82,6 +85,45 @@ def test_wrong_files_are_refused(tmp_path, text, words):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(InputError, match=re.escape(words)):
         config.load_settings(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]", "line 1 has a tag, anchor, alias or directive"),
+    ("data:\n  root: !!python/object/apply:os.system [ls]", "line 2 has a tag"),
+    ("%YAML 1.1\n---\ndata: {upsample: no}", "line 1 has a tag, anchor, alias or directive"),
+    ("[" * 30000, "line 1 is nested deeper than 10 levels"),
+    ("- " * 15000, "line 1 is nested deeper than 10 levels"),
+    ("\n".join(" " * n + "a:" for n in range(200)), "line 11 is nested deeper than 10 levels"),
+    ("a: " + "9" * 30000, "no plain YAML"),
+    ("a" * 2**15 + "a", "allowed are 32768 bytes, came 32769"),
+    ('data: {root: "a\\0b"}', "data.root"),
+    ('data: {root: "\\ud800"}', "data.root"),
+])  # fmt: skip
+def test_yaml_that_unfolds_runs_or_nests_is_refused_soon(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=re.escape(words)):
+        config.load_settings(tmp_path / "mine.yaml")
+    assert time.monotonic() - start < 10
+
+
+def test_a_byte_order_mark_is_no_part_of_a_setting(tmp_path):
+    (tmp_path / "mine.yaml").write_text("\ufefftrain: {epochs: 3}")
+    assert config.load_settings(tmp_path / "mine.yaml").train.epochs == 3
+
+
+@pytest.mark.parametrize("error, status, told", [
+    (InputError("no\nfile \x1b[31m"), 2, "error: no file \\x1b[31m\n"),
+    (DataError("2 are bad\na.png is\x07 empty\nb.png is gone"), 1, "error: 2 are bad\na.png is\\x07 empty\nb.png is gone\n"),
+    (OSError(36, "File name too long", "aaa"), 2, "error: aaa: cannot be written or read: File name too long\n"),
+])  # fmt: skip
+def test_the_front_door_tells_it_plainly(capsys, error, status, told):
+    def main(arguments):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        config.run(main)
+    assert (ended.value.code, capsys.readouterr().err) == (status, told)
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):

@@ -105,6 +105,7 @@ def test_a_missing_column_is_named(tmp_path, column):
         b"fold,mag,grp,filename\n1,40,train,a.png,\n2,40,train,a.png,\n",
         b"fold,mag,grp,filename\n",
         b"\xff\xfe\x00\x01",
+        b"fold,mag,grp,filename\n1,40\n",
         b'fold\n"open',
         b"a,b\n1,2,3\n4,5,6,7\n",
     ],
@@ -113,6 +114,13 @@ def test_what_is_no_table_is_refused(tmp_path, content):
     (tmp_path / "Folds.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"Folds\.csv"):
         data.read_folds(tmp_path / "Folds.csv")
+
+
+def test_names_with_line_ends_or_endless_numbers_are_refused(tmp_path):
+    for name in (NAME + "\n", NAME.replace("101AB", "1" * 300), NAME.replace("001.png", "1" * 300 + ".png")):
+        (tmp_path / "Folds.csv").write_text(f'fold,mag,grp,filename\n1,40,train,"{name}"\n')
+        with pytest.raises(InputError, match="line 2: a (name|path) reads"):
+            data.read_folds(tmp_path / "Folds.csv")
 
 
 def test_a_missing_table_says_how_to_go_on(tmp_path):
@@ -142,6 +150,30 @@ def test_the_notice_of_a_synthetic_tree_is_found(tree, tmp_path):
     assert data.notice(tree) == ""
     (tmp_path / "SYNTHETIC.txt").write_text("made up\nmore")
     assert data.notice(tmp_path) == "made up"
+
+
+@pytest.mark.parametrize("content, expected", [(b"", ""), (b"a\x1b[31m\xff\nb", "a\\x1b[31m\ufffd")])
+def test_the_notice_is_one_plain_line_whatever_the_file_holds(tmp_path, content, expected):
+    (tmp_path / "SYNTHETIC.txt").write_bytes(content)
+    assert data.notice(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["SOB_B_A-14-101AB-40-001\n.png", "SOB_B_A-14-101AB-40-009.png\n.png", "=1+1.png", "\x1b[31m.png"]
+)
+def test_strange_names_in_the_folders_are_refused(own_tree, name):
+    picture = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
+    picture.rename(picture.with_name(name))
+    with pytest.raises(InputError, match="is not named or placed"):
+        data.read_tree(audit.find_pictures(own_tree))
+
+
+def test_a_root_that_is_a_file_is_refused_and_circles_in_a_tree_end(own_tree):
+    with pytest.raises(InputError, match="no folder"):
+        audit.find_pictures(own_tree / "Folds.csv")
+    expected = data.read_tree(audit.find_pictures(own_tree))
+    (audit.find_pictures(own_tree) / "benign" / "circle").symlink_to(own_tree)
+    pd.testing.assert_frame_equal(data.read_tree(audit.find_pictures(own_tree)), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import config
 from config import InputError
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -102,6 +103,27 @@ def test_an_untrained_base_is_the_same_for_every_seed_and_the_head_is_not(tree):
     assert not (first.get_layer("head").get_weights()[0] == second.get_layer("head").get_weights()[0]).all()
 
 
+def fill(path, change):
+    with h5py.File(path, "w") as file:
+        change(file)
+
+
+def test_code_in_a_weights_file_is_not_looked_at(tree, tmp_path):
+    """The file of a whole model with a Lambda in it: its weights fit, its layers are never built."""
+    base = keras.applications.ResNet50(include_top=False, weights=None)
+    base.save_weights(tmp_path / "mine.h5")
+    with h5py.File(tmp_path / "mine.h5", "a") as file:
+        file.attrs["model_config"] = '{"class_name": "Lambda", "config": {"function": "no code"}}'
+    network = model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5")))
+    assert model.weights_hash(network.get_layer("resnet50")) == model.weights_hash(base)
+
+
+def test_weights_of_another_format_are_refused(tree, tmp_path):
+    (tmp_path / "mine.keras").write_text("")
+    with pytest.raises(InputError, match="the path of a .h5, came .*mine.keras"):
+        model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.keras")))
+
+
 def with_top(path):
     keras.applications.ResNet50(weights=None).save_weights(path)
 
@@ -110,6 +132,9 @@ def with_top(path):
     (None, "no file .*imagenet, random or the path"),
     (lambda path: path.write_text("no weights"), "does not hold the weights of ResNet50 without top"),
     (with_top, "does not hold the weights of ResNet50 without top"),
+    (lambda path: fill(path, lambda file: file.__setitem__("a", h5py.ExternalLink("b", "/"))), "a in / is a link to elsewhere"),
+    (lambda path: fill(path, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "/a takes 0 bytes"),
+    (lambda path: fill(path, lambda file: file.attrs.__setitem__("layer_names", [1, 2])), "does not hold the weights"),
 ])  # fmt: skip
 def test_wrong_weights_are_refused(tree, tmp_path, write, words):
     if write:

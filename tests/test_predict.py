@@ -103,6 +103,11 @@ def test_folders_are_searched_to_the_bottom_in_order(folder):
     assert [path.name for path in predict.find(list(map(str, names)))] == ["notes.txt", "same.png", "x.JPG"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert predict.read(tmp_path / "a.png", 32)[1] == "is no regular file"
+
+
 def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
     with pytest.raises(InputError, match="no file or folder .*nowhere"):
         predict.find([str(tmp_path), str(tmp_path / "nowhere")])

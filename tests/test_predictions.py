@@ -54,7 +54,7 @@ def split_file(run, path, old="", new=""):
     ("benign,14-101AB", "malignant,14-101AB", "contradicts the file's name"),
     (",test\n", ",exam\n", "exam"),
     (",test\n", ",train\n", "as many of each"),
-    ("filename", "\x00", "columns must be"),
+    ("filename", "\x00", "holds a NUL byte"),
 ])  # fmt: skip
 def test_a_wrong_split_file_is_refused(run, tmp_path, old, new, words):
     with pytest.raises(InputError, match=words):

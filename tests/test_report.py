@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
-import config  # noqa: F401
+from config import InputError
 
 import numpy as np
 import pandas as pd
@@ -164,6 +164,24 @@ def test_markup_in_the_data_stays_text(evaluated):
     parser.feed(text)
     assert "script" not in parser.names and "img" not in parser.names
     assert text.count("&lt;script&gt;") >= 8
+
+
+def test_markup_in_the_name_of_a_runs_folder_stays_text(copy):
+    evil = copy.with_name("<script>alert(1)<\u2215script>$\\nothing$\x1b[31m")
+    copy.rename(evil)
+    evaluate.main([str(evil)])
+    text = (evil / "evaluation" / "report.html").read_text()
+    parser = Tags()
+    parser.feed(text)
+    assert "script" not in parser.names and "&lt;script&gt;alert(1)" in text
+    assert "\x1b" not in text + (evil / "evaluation" / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"[" * 10**5, b"\xff", b"{", b'{"dropped": 3}', b" " * 2**23])
+def test_an_environment_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "environment.json").write_bytes(content)
+    with pytest.raises(InputError, match="environment.json"):
+        evaluate.surroundings(tmp_path / "best_model.keras")
 
 
 def test_every_wrong_image_is_on_a_page(evaluated, tree):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from conftest import fold_rows, tiny_settings, write_tree
 
+import evaluate
 import train
 
 ROOT = Path(config.__file__).parent
@@ -91,6 +93,16 @@ def picture(root):
     return next(root.rglob("SOB_B_F-14-103-40-001.png"))
 
 
+def spoil_three(root):
+    """Spoils a picture each of three kinds; returns what is to be said of them, in order."""
+    names = ["SOB_B_F-14-103-40-001.png", "SOB_B_TA-14-107-100-001.png", "SOB_M_DC-14-202-400-001.png"]
+    missing, empty, cut = (next(root.rglob(name)) for name in names)
+    missing.unlink()
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:99])
+    return [f"{names[0]} is missing", f"{names[1]} is empty", f"{names[2]} is cut short or damaged"]
+
+
 def keep_rows(root, count):
     table = pd.read_csv(root / "Folds.csv")
     table[table.filename.str.contains("-40-")].head(count).to_csv(root / "Folds.csv", index=False)
@@ -103,10 +115,6 @@ def keep_rows(root, count):
     (None, "train.epoch=1", "the nearest is train.epochs"),
     (None, "train.epochs=two", "train.epochs"),
     (None, "model.weights=nowhere.h5", "no file 'nowhere.h5'"),
-    (lambda root: picture(root).unlink(), "data.seed=0", "SOB_B_F-14-103-40-001.png is missing"),
-    (lambda root: picture(root).write_bytes(b""), "data.seed=0", "SOB_B_F-14-103-40-001.png is empty"),
-    (lambda root: picture(root).write_bytes(picture(root).read_bytes()[:99]), "data.seed=0", "103-40-001.png is cut short"),
-    (lambda root: picture(root).write_bytes(b"GIF89a"), "data.seed=0", "SOB_B_F-14-103-40-001.png is no PNG"),
     (lambda root: keep_rows(root, 3), "data.seed=0", "too few"),
     (lambda root: (root / "Folds.csv").write_text("fold,mag,grp\n1,40,train\n"), "data.seed=0", "column filename is missing"),
 ])  # fmt: skip
@@ -116,6 +124,44 @@ def test_bad_input_is_one_line_and_leaves_nothing(own_tree, refused, capfd, spoi
     refused(*tiny_settings(own_tree, change))
     out, error = capfd.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_bad_pictures_stop_with_status_1_and_are_all_named(own_tree, tmp_path, monkeypatch, capfd, script):
+    monkeypatch.chdir(tmp_path)
+    arguments = tiny_settings(own_tree)
+    if script is evaluate:
+        train.main(arguments)
+        arguments = ["runs/tiny"]
+    before = snapshot(tmp_path / "runs")
+    words = spoil_three(own_tree)
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", ["", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        config.run(script.main)
+    title, *named = capfd.readouterr().err.splitlines()
+    assert ended.value.code == 1 and snapshot(tmp_path / "runs") == before
+    assert re.fullmatch(r"error: data.root: \d of \d+ images cannot be used; mend them, or .*on_bad_image=drop", title)
+    assert named == words if script is train else named and set(named) <= set(words)
+
+
+def test_dropped_pictures_are_listed_left_out_and_on_record(own_tree, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    words = spoil_three(own_tree)
+    before = set(own_tree.rglob("*"))
+    train.main(tiny_settings(own_tree, "data.on_bad_image=drop"))
+    listed = [line for line in capfd.readouterr().err.splitlines() if line in words or "left out" in line]
+    assert listed == ["data.root: 3 of 76 images cannot be used; they are left out", *words]
+    names = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in words}
+    assert json.loads((tmp_path / "runs/tiny/environment.json").read_text())["dropped"] == names
+    split = pd.read_csv(tmp_path / "runs/tiny/split.csv")
+    assert len(split) == 73 and not set(split.filename) & set(names)
+    evaluate.main(["runs/tiny"])
+    for name in ("report.txt", "report.html"):
+        text = (tmp_path / "runs/tiny/evaluation" / name).read_text()
+        assert "3 broken pictures were left out before the split" in text
+    assert set(own_tree.rglob("*")) - before == {own_tree / "Folds.pixels.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"breakhis", "runs", "cache"}
 
 
 def test_a_run_is_never_overwritten(own_tree, refused, tmp_path, capfd):

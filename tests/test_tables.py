@@ -1,0 +1,52 @@
+import io
+import os
+
+from config import InputError
+
+import pandas as pd
+import pytest
+
+import tables
+
+HEAD = b"fold,mag,grp,filename\n"
+
+
+@pytest.mark.parametrize("content, words", [
+    (HEAD + b"1,40,train," + b"a" * 10**6, "lines of 4096 bytes, came one of 1000011"),
+    (b"a," * 10**6, "lines of 4096 bytes, came one of 2000000"),
+    (HEAD + b"1,40,tr\0ain,a.png\n", "holds a NUL byte"),
+    ("fold,mag\n".encode("utf-16"), "holds a NUL byte"),
+    (HEAD + "1,40,train,\xe9\n".encode("latin-1"), "no CSV in UTF-8"),
+    (HEAD + b'1,40,train,"open', "no CSV in UTF-8"),
+    (HEAD + b"1,2,3,4,5\n1,2,3,4,5\n", "more fields than its first line names"),
+    (b"", "no CSV in UTF-8"),
+])  # fmt: skip
+def test_what_is_no_table_is_refused(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        tables.read(tmp_path / "a.csv")
+
+
+def test_a_giant_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "a.csv").touch()
+    os.truncate(tmp_path / "a.csv", 2**40)
+    with pytest.raises(InputError, match="allowed are 16777216 bytes, came 1099511627776"):
+        tables.read(tmp_path / "a.csv")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="is no regular file"):
+        tables.read(tmp_path / "a.csv")
+
+
+def test_cells_are_texts_whatever_they_look_like():
+    table = tables.parse("\ufefffold,name\r\n01,NA\r\n1\r\n".encode(), "a.csv")
+    assert table.to_dict("list") == {"fold": ["01", "1"], "name": ["NA", ""]}
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a\nb", "\x1b[31m", "\udcff", 'a,"b"'])
+def test_no_cell_is_a_formula_or_breaks_a_line(text):
+    written = pd.DataFrame({"a": [tables.plain(text)]}).to_csv(index=False)
+    read = pd.read_csv(io.StringIO(written)).a[0]
+    assert written.count("\n") == 2 and read.isprintable() and read[0] not in "=+-@"
