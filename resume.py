@@ -18,7 +18,7 @@ from config import InputError
 import keras
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 import checkpoint
 import files
@@ -139,18 +139,16 @@ def reopen(run: Path, table: pd.DataFrame) -> None:
         left.unlink()
 
 
-def lock(run: Path) -> FileLock:
-    """Keeps every other process out of the run's folder as long as the lock lives; that of a dead process is void.
+def lock(run: Path) -> AcquireReturnProxy:
+    """Keeps every other process out of the run's folder until it is left as a context; a dead process' lock is void.
 
     Raises:
         InputError: another process is in it.
     """
-    held = FileLock(run / "train.lock")
     try:
-        held.acquire(timeout=0)
+        return FileLock(run / "train.lock").acquire(timeout=0)
     except Timeout:
         raise InputError(f"another process is training in {run}; wait for it or stop it first") from None
-    return held
 
 
 @contextlib.contextmanager
