@@ -275,9 +275,9 @@ def fit(tree, place, mode, *overrides):
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
     rows = splits.upsample(table[table.set == "train"], 0)
     network = model.build(settings)
-    trained, batches, valid = train.prepare(network, rows, table[table.set == "valid"], settings)
+    trained, batches_from, valid = train.prepare(network, rows, table[table.set == "valid"], settings)
     model.compile_model(trained, settings.train, len(rows))
-    trained.fit(batches, epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
+    trained.fit(batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
     return network.get_layer("head").get_weights(), trained.predict(valid, verbose=0)
 
 
