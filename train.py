@@ -35,6 +35,7 @@ import pictures
 import plots
 import resume
 import splits
+import stops
 import watch
 
 
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> None:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
     model.compile_model(trained, settings.train, len(rows))
-    with held, resume.told(run):
+    with held, resume.told(run), stops.waiting() as came:
         state = resume.restore(trained, run)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
         trained.fit(
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
             epochs=settings.train.epochs,
             steps_per_epoch=steps_of(rows, settings),
             validation_data=valid_batches,
-            callbacks=callbacks(run, rows, settings, state, keeper),
+            callbacks=[*callbacks(run, rows, settings, state, keeper), watch.StopBetweenSteps(came)],
         )
         if not (run / "best_model.keras").exists():
             raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
