@@ -32,9 +32,11 @@ PICTURE_FOLDERS = [
 HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
 # Robust deviations from the median of a magnification.
 OUTLYING = 6
-FINDINGS = [
-    "path", "bytes", "modified", "pixels", "error", "mode", "depth", "width", "height", "brightness", "sharpness",
-]  # fmt: skip
+TYPES = {
+    "path": str, "bytes": int, "modified": int, "pixels": str, "error": str, "mode": str, "depth": int, "width": int,
+    "height": int, "brightness": float, "sharpness": float,
+}  # fmt: skip
+FINDINGS = list(TYPES)
 
 
 def find_pictures(root: str | Path) -> Path:
@@ -155,26 +157,23 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def store_of(settings: config.Data) -> Path:
-    """Where the findings on a data set's pictures are kept: beside its table, or in cache/ if that is read-only."""
-    place = Path(settings.root, "tree") if settings.folds == "tree" else Path(settings.folds)
-    place = place.absolute()
-    # The mode too: root may write to a folder that is marked read-only, and should not.
-    if os.access(place.parent, os.W_OK) and place.parent.stat().st_mode & 0o222:
-        return place.with_suffix(".pixels.csv")
-    return Path("cache") / f"{hashlib.sha256(str(place).encode()).hexdigest()[:16]}.pixels.csv"
+    """Where the findings on the pictures of `data.root` are kept: among our own files, since they are believed."""
+    place = str(Path(settings.root).absolute())
+    return Path("cache") / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.pixels.csv"
 
 
 def _read_store(store: Path) -> pd.DataFrame:
     """The findings that were kept; none where there is no such file or it is damaged, so that all are made again."""
     try:
-        known = pd.read_csv(io.BytesIO(untrusted.read_bytes(store, tables.MAX_BYTES)), keep_default_na=False)
+        content = untrusted.read_bytes(store, tables.MAX_BYTES)
+        known = pd.read_csv(io.BytesIO(content), keep_default_na=False, dtype=TYPES)
     except ValueError:
         return pd.DataFrame(columns=FINDINGS)
     whole = (
         list(known.columns) == FINDINGS
         and known.path.is_unique
         and (known.error == "").all()
-        and known.pixels.astype(str).str.fullmatch("[0-9a-f]{64}").all()
+        and known.pixels.str.fullmatch("[0-9a-f]{64}").all()
     )
     return known if whole else pd.DataFrame(columns=FINDINGS)
 

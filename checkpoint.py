@@ -134,7 +134,9 @@ def _read_about(path: Path) -> dict:
     if path.suffix != ".keras":
         raise ValueError("its name does not end in .keras")
     with zipfile.ZipFile(path) as archive:
-        _check_members(archive, path.stat().st_size)
+        check_members(archive, path.stat().st_size)
+        if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
+            raise ValueError(f"allowed are {ABOUT_BYTES} bytes of {ABOUT}, came {archive.getinfo(ABOUT).file_size}")
         with archive.open(ARRAYS) as arrays:
             hdf5.check(arrays)
         about = json.loads(archive.read(ABOUT))
@@ -142,15 +144,13 @@ def _read_about(path: Path) -> dict:
     return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
 
 
-def _check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuses an archive that unfolds to more than its own size, as no checkpoint of Keras does."""
+def check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuses an archive that unfolds to more than its own size in bytes, as none of Keras and NumPy does."""
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("its members are compressed")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members are larger than the file")
-    if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
-        raise ValueError(f"allowed are {ABOUT_BYTES} bytes of {ABOUT}, came {archive.getinfo(ABOUT).file_size}")
 
 
 def _check_width(about: dict, network: keras.Model) -> None:

@@ -263,7 +263,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     Wrong input ends in one line and exit status 2, data that must be mended in a line for each finding and 1.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:

@@ -10,7 +10,6 @@ It needs nothing but the run: settings, split and threshold stand in the checkpo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import config  # first, because it quiets TensorFlow
@@ -31,10 +30,9 @@ import intervals
 import measures
 import predictions
 import report
+import resume
 import splits
 import untrusted
-
-ENVIRONMENT_BYTES = 2**22
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +49,10 @@ def main(arguments: list[str]) -> None:
     args = parser.parse(arguments)
     rule = calibration.check_rule(args.threshold) if args.threshold else None
     paths = [find_checkpoint(Path(run)) for run in args.runs]
-    evaluated = {path.parent: evaluate(path, rule, args.split) for path in paths}
+    evaluated = {}
+    for path in paths:
+        with resume.alone_in(path.parent):
+            evaluated[path.parent] = evaluate(path, rule, args.split)
     if len(evaluated) > 1:
         compare.compare(evaluated)
 
@@ -93,9 +94,12 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
         "split": other_split or "of the run",
         "leaks": splits.leaks(table),
         "notice": data.notice(settings.data.root),
+        "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),
     }
     out = path.with_name(f"evaluation-{Path(other_split).stem}" if other_split else "evaluation")
-    evaluation = report.Evaluation(results, test, out, splits.describe(table), settings, surroundings(path))
+    evaluation = report.Evaluation(
+        results, test, out, splits.describe(table), settings, resume.surroundings_of(path.parent)
+    )
     report.write(evaluation, network)
     return evaluation
 
@@ -144,18 +148,6 @@ def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, de
             },
         },
     }
-
-
-def surroundings(path: Path) -> dict:
-    """What environment.json says of the run; empty where a checkpoint stands without it."""
-    beside = path.with_name("environment.json")
-    try:
-        said = json.loads(untrusted.read_bytes(beside, ENVIRONMENT_BYTES)) if beside.is_file() else {}
-    except (ValueError, RecursionError):
-        raise InputError(f"{beside}: no JSON") from None
-    if not isinstance(said, dict) or not isinstance(said.get("dropped", {}), dict):
-        raise InputError(f"{beside}: no environment of a run")
-    return said
 
 
 if __name__ == "__main__":

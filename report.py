@@ -25,6 +25,7 @@ import splits
 
 RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
 UNTRAINED = "The base is untrained (model.weights=random): no evidence of what a trained one does."
+UNFINISHED = "Training was stopped and has not gone on: this is the best of the epochs that were done."
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
 
 
@@ -63,7 +64,9 @@ class Evaluation(NamedTuple):
     def notes(self) -> list[str]:
         """What a reader of any of the figures has to know, a sentence or two each."""
         untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""
-        return [note for note in (self.results["notice"], untrained, self.left_out, RESEARCH_ONLY) if note]
+        unfinished = "" if self.results["finished"] else UNFINISHED
+        notes = (self.results["notice"], untrained, unfinished, self.left_out, RESEARCH_ONLY)
+        return [note for note in notes if note]
 
     @property
     def left_out(self) -> str:
@@ -78,22 +81,29 @@ class Evaluation(NamedTuple):
 
 
 def write(found: Evaluation, network: keras.Model) -> None:
-    """Writes and prints the report, and writes the tables, the figures and the page."""
+    """Writes and prints the report, and writes the tables, the figures and the page: all of them, or none."""
+    text = "\n\n".join([describe(found.results, found.predictions), found.leaks, found.note])
+    with files.filling(found.out) as out:
+        _fill(found._replace(out=out), network, text)
+        new = {path.name for path in out.iterdir()}
+    for old in [*found.out.glob("misclassified-*.png"), *found.out.glob("heatmaps-*.png")]:
+        if old.name not in new:
+            old.unlink()
+    print(text, f"\nevaluation: {found.out}", sep="\n")
+    results = found.results
+    print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
+    print(f"report: {found.out / 'report.html'}")
+
+
+def _fill(found: Evaluation, network: keras.Model, text: str) -> None:
     results, out = found.results, found.out
-    text = "\n\n".join([describe(results, found.predictions), found.leaks, found.note])
     files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
     files.write_text(out / "report.txt", text + "\n")
     files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
     files.write_text(out / "misclassified.csv", found.wrong[COLUMNS].to_csv(index=False))
     files.write_text(out / "scores.csv", intervals.table(results).to_csv(index=False))
     files.write_text(out / "groups.csv", measures.groups_table(results).to_csv(index=False))
-    for old in [*out.glob("misclassified-*.png"), *out.glob("heatmaps-*.png")]:
-        old.unlink()
-    sections = figures.draw(found, network)
-    files.write_text(out / "report.html", page(found, sections))
-    print(text, f"\nevaluation: {out}", sep="\n")
-    print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
-    print(f"report: {out / 'report.html'}")
+    files.write_text(out / "report.html", page(found, figures.draw(found, network)))
 
 
 def describe(results: dict, predictions: pd.DataFrame) -> str:

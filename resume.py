@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import config  # first, because it quiets TensorFlow
 from config import InputError
@@ -18,13 +20,23 @@ from config import InputError
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from pydantic import Field
 
 import checkpoint
 import files
-import splits
+import tables
+import untrusted
 
 STATE = "state.npz"
+ENVIRONMENT_BYTES = 2**22
+# What environment.json says and what must stay as it was.
+SAME = {
+    "split_sha256": "the table of the images and their split are",
+    "data_sha256": "the pictures are",
+    "weights_sha256": "the base's weights are",
+}
 
 
 class State(NamedTuple):
@@ -39,6 +51,14 @@ class State(NamedTuple):
     epoch: int = 0
     best: float = math.inf
     history: tuple[dict, ...] = ()
+
+
+class Says(config.Section):
+    """What stands beside the arrays in the file."""
+
+    epoch: int = Field(ge=1)
+    best: float = Field(allow_inf_nan=True)
+    history: list[dict[str, Annotated[float, Field(allow_inf_nan=True)]]]
 
 
 class KeepState(keras.callbacks.Callback):
@@ -77,33 +97,46 @@ def restore(trained: keras.Model, run: Path) -> State:
         Where the run stands; the beginning if no epoch was finished.
 
     Raises:
-        InputError: the file is damaged, or is the state of another network.
+        InputError: the state or the checkpoint is missing or damaged, or is that of another network.
     """
     path = run / STATE
     if not path.is_file():
+        if (run / "history.csv").exists():
+            raise InputError(f"{path}: is missing, so the run cannot go on from {run}/history.csv; start it anew")
         return State()
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            says = json.loads(str(kept["says"]))
-            arrays = [kept[name] for name in sorted(set(kept.files) - {"says"})]
-        state = State(says["epoch"], says["best"], tuple(says["history"]))
+        says, arrays = _read_state(path)
         trained.optimizer.build(trained.trainable_variables)
         variables = _variables(trained)
         if len(arrays) != len(variables):
             raise ValueError(f"needed are {len(variables)} arrays, came {len(arrays)}")
         for variable, array in zip(variables, arrays):
             variable.assign(array)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (*checkpoint.DAMAGE, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
-    write_history(run, list(state.history))
-    return state
+    if math.isfinite(says.best) and not (run / "best_model.keras").is_file():
+        raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start the run anew")
+    write_history(run, says.history)
+    return State(says.epoch, says.best, tuple(says.history))
+
+
+def _read_state(path: Path) -> tuple[Says, list[np.ndarray]]:
+    with zipfile.ZipFile(path) as archive:
+        checkpoint.check_members(archive, path.stat().st_size)
+    with np.load(path, allow_pickle=False) as kept:
+        says = config.checked(Says, json.loads(str(kept["says"])))
+        if len(says.history) != says.epoch:
+            raise ValueError(f"its history has {len(says.history)} epochs, not {says.epoch}")
+        return says, [kept[name] for name in sorted(set(kept.files) - {"says"})]
 
 
 def _variables(trained: keras.Model) -> list:
     """All that training changes: the weights of every layer but a frozen base, and the optimizer's variables."""
     frozen = [layer for layer in trained.layers if isinstance(layer, keras.Model) and not layer.trainable]
-    layers = [layer for layer in trained.layers if layer not in frozen]
-    return [*(weight for layer in layers for weight in layer.weights), *trained.optimizer.variables]
+    weights = [weight for layer in trained.layers if layer not in frozen for weight in layer.weights]
+    # Under float16 Keras counts these two not among the optimizer's variables.
+    scale = getattr(trained.optimizer, "_loss_scale", None)
+    return [*weights, *trained.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
 
 
 def settings_of(run: Path, given: list[str]) -> config.Settings:
@@ -121,41 +154,77 @@ def settings_of(run: Path, given: list[str]) -> config.Settings:
     for name in ("config.yaml", "split.csv", "environment.json"):
         if not (run / name).is_file():
             raise InputError(f"--resume: {run} has no {name}, so there is nothing to go on with; needed is runs/NAME")
-    if (run / "history.png").exists():
+    if is_finished(run):
         raise InputError(f"--resume: {run} is finished; evaluate it with: python evaluate.py {run}")
     return config.load_settings(run / "config.yaml")
 
 
-def reopen(run: Path, table: pd.DataFrame) -> None:
-    """Makes sure that the split is the one that the run began with, and notes in environment.json that it goes on."""
-    if splits.digest(splits.to_csv(table)) != splits.digest((run / "split.csv").read_text(encoding="utf-8")):
-        raise InputError(f"--resume: the images or their table changed: the split is no longer that of {run}/split.csv")
-    surroundings = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+def is_finished(run: Path) -> bool:
+    """Whether the run has written the last of its files."""
+    return (run / "history.png").exists()
+
+
+def reopen(run: Path, surroundings: dict) -> None:
+    """Makes sure that split, pictures and base are those that the run began with, and notes that it goes on.
+
+    Args:
+        run: its folder.
+        surroundings: what environment.json would say of a run that began now.
+
+    Raises:
+        InputError: one of them is another one.
+    """
+    began = surroundings_of(run)
+    split = hashlib.sha256(untrusted.read_bytes(run / "split.csv", tables.MAX_BYTES)).hexdigest()
+    changed = [what for name, what in SAME.items() if began.get(name) != surroundings[name]]
+    if split != surroundings["split_sha256"]:
+        changed.append(f"{run}/split.csv is")
+    if changed:
+        raise InputError(f"--resume: {changed[0]} no longer what {run} began with; start a new run")
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    surroundings["resumed"] = [*surroundings.get("resumed", []), now]
-    files.write_text(run / "environment.json", json.dumps(surroundings, indent=1))
-    # What a killed process had begun to write.
-    for left in run.glob(".[0-9]*.*"):
-        left.unlink()
+    resumed = [*began.get("resumed", []), {"at": now, "versions": surroundings["versions"]}]
+    files.write_text(run / "environment.json", json.dumps({**began, "resumed": resumed}, indent=1))
+    files.remove_leftovers(run)
 
 
-def lock(run: Path) -> AcquireReturnProxy:
+def surroundings_of(run: Path) -> dict:
+    """What environment.json says of the run; empty where a checkpoint stands without it."""
+    beside = run / "environment.json"
+    try:
+        said = json.loads(untrusted.read_bytes(beside, ENVIRONMENT_BYTES)) if beside.is_file() else {}
+    except (ValueError, RecursionError):
+        raise InputError(f"{beside}: no JSON") from None
+    lists = isinstance(said, dict) and isinstance(said.get("dropped", {}), dict)
+    if not lists or not isinstance(said.get("resumed", []), list):
+        raise InputError(f"{beside}: no environment of a run")
+    return said
+
+
+def alone_in(run: Path) -> AcquireReturnProxy:
     """Keeps every other process out of the run's folder until it is left as a context; a dead process' lock is void.
+
+    The lock stands beside the folder, since it is held before there is one.
 
     Raises:
         InputError: another process is in it.
     """
+    run = Path(os.path.realpath(run))
+    run.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(run / "train.lock").acquire(timeout=0)
+        return FileLock(run.with_name(f".{run.name}.lock")).acquire(timeout=0)
     except Timeout:
-        raise InputError(f"another process is training in {run}; wait for it or stop it first") from None
+        raise InputError(f"another process is training or evaluating {run}; wait for it or stop it first") from None
 
 
 @contextlib.contextmanager
 def told(run: Path) -> Iterator[None]:
-    """Says how to go on when the run is stopped or the disk is full."""
+    """Says how to go on when the run is stopped; what TensorFlow then raises is told in one line."""
     try:
         yield
-    except (KeyboardInterrupt, OSError):
-        print(f"\nstopped; go on with: python train.py --resume {run}", file=sys.stderr)
+    except (KeyboardInterrupt, OSError, tf.errors.OpError) as stop:
+        if not is_finished(run):
+            again = f"python train.py --resume {run}" if run.exists() else "the same command; no epoch was begun"
+            print(f"\nstopped; go on with: {again}", file=sys.stderr)
+        if isinstance(stop, tf.errors.OpError):
+            raise InputError(f"TensorFlow: {stop.message.splitlines()[0]}") from None
         raise

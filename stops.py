@@ -28,7 +28,9 @@ def waiting() -> Iterator[list[int]]:
         if len(came) > 1:
             raise KeyboardInterrupt
 
-    handlers = {number: signal.signal(number, note) for number in STOPS}
+    # A process in the background may have been told to take no notice of Ctrl-C.
+    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, note) for number in heard}
     try:
         yield came
     finally:

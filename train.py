@@ -9,8 +9,8 @@ python train.py --resume runs/NAME                     goes on with a run that w
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import datetime
@@ -40,18 +40,24 @@ import watch
 
 
 def main(arguments: list[str]) -> None:
-    """The experiment, in the order of time."""
+    """A new run or one that goes on, with no other process in its folder."""
     parser = config.CommandLine(__doc__)
     parser.add_settings()
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
-        held = resume.lock(run)
     else:
         settings = config.load_settings(args.config, args.overrides)
-        run = new_run(settings)
+        run = Path("runs") / name_of(settings)
+    with resume.alone_in(run), resume.told(run):
+        if run.exists() and not args.resume:
+            raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
+        experiment(run, settings)
 
+
+def experiment(run: Path, settings: config.Settings) -> None:
+    """The experiment, in the order of time; a run whose folder is there goes on where it stood."""
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
@@ -62,28 +68,27 @@ def main(arguments: list[str]) -> None:
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
     table = splits.split(table, settings.data)
-
-    train, valid = table[table.set == "train"], table[table.set == "valid"]
-    rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
-    drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
     surroundings = environment(settings, table, network) | {
         "device": machine,
         "data_sha256": version,
         "dropped": dropped,
     }
+    if run.exists():
+        resume.reopen(run, surroundings)
+
+    train, valid = table[table.set == "train"], table[table.set == "valid"]
+    rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
+    drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
     notice = [surroundings["notice"]] if surroundings["notice"] else []
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
     trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
-    if args.resume:
-        resume.reopen(run, table)
-    else:
+    if not run.exists():
         write_first_files(run, settings, table, surroundings)
-        held = resume.lock(run)
     model.compile_model(trained, settings.train, len(rows))
-    with held, resume.told(run), stops.waiting() as came:
-        state = resume.restore(trained, run)
-        keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
+    state = resume.restore(trained, run)
+    keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
+    with stops.waiting() as came:
         trained.fit(
             batches_from(state.epoch),
             initial_epoch=state.epoch,
@@ -92,9 +97,9 @@ def main(arguments: list[str]) -> None:
             validation_data=valid_batches,
             callbacks=[*callbacks(run, rows, settings, state, keeper), watch.StopBetweenSteps(came)],
         )
-        if not (run / "best_model.keras").exists():
-            raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
-        plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", surroundings["notice"])
+    if not (run / "best_model.keras").exists():
+        raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
+    plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", surroundings["notice"])
     print(f"run: {run}")
 
 
@@ -141,8 +146,8 @@ def steps_of(rows: pd.DataFrame, settings: config.Settings) -> int:
 
 def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame, surroundings: dict) -> None:
     """The run's folder, with what a run is known by before its first step; it appears as a whole."""
-    begun = run.with_name(f".{run.name}")
-    shutil.rmtree(begun, ignore_errors=True)
+    files.remove_leftovers(run.parent, of=run.name)
+    begun = run.with_name(f".{os.getpid()}.{run.name}")
     files.write_text(begun / "config.yaml", settings.to_yaml())
     files.write_text(begun / "split.csv", splits.to_csv(table))
     plots.save(plots.split(table), begun / "split.png", surroundings["notice"])
@@ -150,15 +155,11 @@ def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame,
     begun.rename(run)
 
 
-def new_run(settings: config.Settings) -> Path:
-    """The path of a run's folder that is not there yet; raises InputError where it is."""
-    name = settings.train.run
-    if name == "auto":
-        name = f"{settings.data.protocol}-seed{settings.data.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = Path("runs") / name
-    if run.exists():
-        raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
-    return run
+def name_of(settings: config.Settings) -> str:
+    """The name of the run's folder."""
+    if settings.train.run != "auto":
+        return settings.train.run
+    return f"{settings.data.protocol}-seed{settings.data.seed}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def about(settings: config.Settings, table: pd.DataFrame) -> dict:

@@ -68,6 +68,12 @@ def tiny_settings(root: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder of its own for each test, since runs/ and cache/ stand in it."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny tree; not to be changed."""

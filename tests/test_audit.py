@@ -102,6 +102,7 @@ def test_damaged_findings_are_made_again(table, own_tree, content):
     lambda kept: pd.concat([kept, kept]),
     lambda kept: kept.assign(pixels="../elsewhere"),
     lambda kept: kept.assign(error="is odd"),
+    lambda kept: kept.assign(brightness="bright"),
 ])  # fmt: skip
 def test_forged_findings_are_made_again(table, own_tree, forge):
     first, store = look(table, own_tree), audit.store_of(options(own_tree))
@@ -149,11 +150,18 @@ def test_known_pixels_opens_nothing_and_believes_only_what_is_fresh(table, own_t
     )
 
 
-def test_findings_beside_a_read_only_table_go_to_the_cache(own_tree):
-    own_tree.chmod(0o555)
+def test_findings_that_came_with_the_pictures_are_not_believed(table, own_tree, picture, tmp_path):
+    """They would hide a broken picture, and put its features under the name of another one."""
+    look(table, own_tree)
+    forged = pd.read_csv(audit.store_of(options(own_tree)), keep_default_na=False)
+    os.remove(audit.store_of(options(own_tree)))
+    forged.to_csv(own_tree / "Folds.pixels.csv", index=False)
+    times = (picture.stat().st_atime_ns, picture.stat().st_mtime_ns)
+    picture.write_bytes(bytes(picture.stat().st_size))
+    os.utime(picture, ns=times)
+    with pytest.raises(InputError, match="is no PNG"):
+        look(table, own_tree)
     assert audit.store_of(options(own_tree)).parts[0] == "cache"
-    own_tree.chmod(0o755)
-    assert audit.store_of(options(own_tree)).parent == own_tree
 
 
 def test_the_data_version_follows_the_pixels_and_not_the_place(table, own_tree, picture, tmp_path):
