@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 import checkpoint
@@ -58,7 +58,7 @@ class Says(config.Section):
 
     epoch: int = Field(ge=1)
     best: float = Field(allow_inf_nan=True)
-    history: list[dict[str, Annotated[float, Field(allow_inf_nan=True)]]]
+    history: list[dict[str, int | Annotated[float, Field(allow_inf_nan=True)]]]
 
 
 class KeepState(keras.callbacks.Callback):
@@ -200,8 +200,9 @@ def surroundings_of(run: Path) -> dict:
     return said
 
 
-def alone_in(run: Path) -> AcquireReturnProxy:
-    """Keeps every other process out of the run's folder until it is left as a context; a dead process' lock is void.
+@contextlib.contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Keeps every other process out of the run's folder; a dead process' lock is void.
 
     The lock stands beside the folder, since it is held before there is one.
 
@@ -210,10 +211,17 @@ def alone_in(run: Path) -> AcquireReturnProxy:
     """
     run = Path(os.path.realpath(run))
     run.parent.mkdir(parents=True, exist_ok=True)
+    path = run.with_name(f".{run.name}.lock")
     try:
-        return FileLock(run.with_name(f".{run.name}.lock")).acquire(timeout=0)
+        lock = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise InputError(f"another process is training or evaluating {run}; wait for it or stop it first") from None
+    with lock:
+        try:
+            yield
+        finally:
+            if not run.exists():
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import config
 from config import InputError
@@ -71,7 +72,7 @@ def test_full_counts(full_table, protocol, benign, malignant):
 
 
 def test_the_thesis_is_reproduced_to_the_row(full_table):
-    settings = config.load_settings("thesis.yaml").data
+    settings = config.load_settings(Path(config.__file__).with_name("thesis.yaml")).data
     parts = splits.split(full_table, settings)
     counts = pd.crosstab(parts.set, parts.label)
     assert counts.loc["train"].tolist() == [9628, 21528]
