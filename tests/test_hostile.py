@@ -139,7 +139,7 @@ def read_settings(path):
 
 def read_picture(path):
     predict.read(path, 32)
-    pixels = audit.read_rgb(path)
+    pixels = audit.read_rgb(path.parent, path.name)
     assert pictures.read(str(path), 32).shape == (32, 32, 3)
     np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
 
