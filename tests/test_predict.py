@@ -150,6 +150,16 @@ def test_broken_pictures_become_rows_and_the_rest_goes_on(quick, run, folder, ca
     assert len(list((folder.parent / "maps").iterdir())) == 5
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_and_a_progressive_one_read(tmp_path):
+    path = saved(tmp_path / "a.jpg", colors(64, 64), progressive=True, comment=b"\xff\xda" * 100)
+    content = path.read_bytes()
+    assert predict.read_rgb(path).shape == (64, 64, 3)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + scan * 60 + content[-2:])
+    with pytest.raises(InputError, match="has 70 scans, allowed are 50"):
+        predict.read_rgb(path)
+
+
 def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", np.zeros((60, 60, 3), np.uint8))
     monkeypatch.setattr(predict, "MAX_PIXELS", 3599)
