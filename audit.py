@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 import files
 import png
+import splits
 import tables
 import untrusted
 from untrusted import DataError
@@ -30,6 +30,8 @@ PICTURE_FOLDERS = [
     ".",
 ]
 HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
+# Not one a core, since a picture of 5 megapixels takes 80 MB on its way.
+READERS = 4
 # Robust deviations from the median of a magnification.
 OUTLYING = 6
 TYPES = {
@@ -43,7 +45,7 @@ def find_pictures(root: str | Path) -> Path:
     """The folder below `root` that holds benign/ and malignant/, at any of the depths in which archives unpack.
 
     Raises:
-        InputError: `root` is no folder or holds neither.
+        InputError: `root` is no folder, holds neither, or has a link on the way that leads out of it.
     """
     root = Path(root)
     if not root.is_dir():
@@ -55,7 +57,10 @@ def find_pictures(root: str | Path) -> Path:
 
 def _picture_folder(root: Path) -> Path | None:
     folders = (root / folder for folder in PICTURE_FOLDERS)
-    return next((found for found in folders if (found / "benign").is_dir() or (found / "malignant").is_dir()), None)
+    folder = next((found for found in folders if (found / "benign").is_dir() or (found / "malignant").is_dir()), None)
+    if folder and not untrusted.is_within(folder, root):
+        raise InputError(f"data.root: {folder} leads out of {root} by a link; give the folder that it leads to instead")
+    return folder
 
 
 def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
@@ -71,11 +76,12 @@ def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
 
 
 def sound(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The table with the column `pixels`, and the pictures that were left out of it, as file -> reason.
+    """The rows that take part with the column `pixels`, and the pictures that were left out, as file -> reason.
 
     Raises:
         DataError: as `with_pixels`, unless `settings.on_bad_image` is drop.
     """
+    table = splits.select(table, settings)
     if settings.on_bad_image == "stop":
         return with_pixels(table, settings), {}
     table, bad = _look_at(table, settings)
@@ -116,7 +122,7 @@ def data_version(table: pd.DataFrame) -> str:
 
 
 def inspect(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
-    """Looks at every picture, on all cores, and keeps what it finds in `store`, so that each is decoded once.
+    """Looks at every picture and keeps what it finds in `store`, so that each is decoded once.
 
     Args:
         paths: of the pictures, below `folder`.
@@ -133,7 +139,7 @@ def inspect(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
     new = sorted(set(paths) - set(known.path))
     if not new:
         return known.sort_values("path", ignore_index=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         looks = pool.map(lambda path: _inspect_one(folder, path), new)
         found = pd.DataFrame(list(tqdm(looks, "checking images", len(new), unit="img", delay=5)), columns=FINDINGS)
     # A bad one is looked at again each time, since it may have been mended, or the disk was at fault.
@@ -147,13 +153,13 @@ def _inspect_one(folder: Path, path: str) -> dict:
     return dict.fromkeys(FINDINGS, 0) | {"path": path, "pixels": "", "mode": ""} | png.look(folder, path)
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """One picture as (height, width, 3), uint8, at its own size; raises DataError where it cannot be read."""
+def read_rgb(folder: Path, path: str) -> np.ndarray:
+    """The picture `path` below `folder` as (height, width, 3), uint8; raises DataError where it cannot be read."""
     try:
-        png.stamp(path.parent, path.name)
-        return png.decode(path.read_bytes())
+        png.stamp(folder, path)
+        return png.decode((folder / path).read_bytes())
     except (png.UnusableError, OSError) as error:
-        raise DataError(f"data.root: {path} {error}") from None
+        raise DataError(f"data.root: {folder / path} {error}") from None
 
 
 def store_of(settings: config.Data) -> Path:

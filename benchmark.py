@@ -61,14 +61,14 @@ def main(arguments: list[str]) -> None:
         )
     overrides = ["data.root=.", "model.weights=random", "model.standardize=true", *args.overrides]
     settings = config.load_settings(args.config, overrides)
-    target = Path(args.json).absolute() if args.json else None
+    target = str(Path(args.json).absolute()) if args.json else None
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         figures = measure(settings, args.images, args.rounds, args.rows)
         os.chdir("/")
     print(describe(figures))
     if target:
-        files.write_text(target, json.dumps(figures, indent=1))
+        files.write_out(target, json.dumps(figures, indent=1))
 
 
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zipfile
@@ -25,7 +26,7 @@ ABOUT = "breakhis.json"
 ABOUT_BYTES = 2**22
 ARRAYS = "model.weights.h5"
 # What a file can raise that is damaged, or made to look like a checkpoint.
-DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, RecursionError, zlib.error)
+DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, RecursionError, MemoryError, zlib.error)
 
 
 class Decision(config.Section):
@@ -137,8 +138,8 @@ def _read_about(path: Path) -> dict:
         check_members(archive, path.stat().st_size)
         if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
             raise ValueError(f"allowed are {ABOUT_BYTES} bytes of {ABOUT}, came {archive.getinfo(ABOUT).file_size}")
-        with archive.open(ARRAYS) as arrays:
-            hdf5.check(arrays)
+        # Not from the archive itself, which begins anew at every step back that HDF5 takes.
+        hdf5.check(io.BytesIO(archive.read(ARRAYS)))
         about = json.loads(archive.read(ABOUT))
     said = config.checked(About, about)
     return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
@@ -146,6 +147,8 @@ def _read_about(path: Path) -> dict:
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
     """Refuses an archive that unfolds to more than its own size in bytes, as none of Keras and NumPy does."""
+    if size > hdf5.MAX_BYTES:
+        raise ValueError(f"has {size} bytes, allowed are {hdf5.MAX_BYTES}")
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("its members are compressed")

@@ -26,14 +26,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow Addons announces its end of life at every import; requirements.txt already pins for it.
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from untrusted import YAML_BYTES, InputError, parse_yaml, printable, read_bytes
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
-# A path without control characters.
-LINE = r"^[^\x00-\x1f\x7f]+$"
 
 
 class Section(BaseModel):
@@ -46,15 +44,21 @@ def _off_is_zero(value: Any) -> Any:
     return 0.0 if value is False or value == "off" else value
 
 
+def _printable(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError("allowed are characters that can be printed, at least one")
+    return value
+
+
+# What is printed as it is, in the run's settings for instance, where others would steer a terminal.
+Line = Annotated[str, AfterValidator(_printable)]
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
 Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
 
 
 class Data(Section):
-    root: str = Field(pattern=LINE, description="folder that holds BreaKHis_v1, single or doubled")
-    folds: str = Field(
-        pattern=LINE, description="table of the images and their official folds, or tree to read the folders instead"
-    )
+    root: Line = Field(description="folder that holds BreaKHis_v1, single or doubled")
+    folds: Line = Field(description="table of the images and their official folds, or tree to read the folders instead")
     protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
         description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
     )
@@ -88,7 +92,7 @@ class Augment(Section):
 
 class Model(Section):
     base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
-    weights: str = Field(pattern=LINE, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: Line = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
@@ -99,16 +103,18 @@ class Train(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the folder under runs/; auto takes protocol, seed and time",
     )
-    epochs: int = Field(ge=1, description="passes over the training rows, 1 or more")
-    batch_size: int = Field(ge=1, description="images a step, 1 or more")
+    epochs: int = Field(ge=1, le=100_000, description="passes over the training rows, 1 to 100000")
+    batch_size: int = Field(ge=1, le=100_000, description="images a step, 1 to 100000")
     momentum: float = Field(ge=0, lt=1, description="of the gradient descent, 0 to below 1")
     initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
     maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
-    step_size_epochs: int = Field(ge=1, description="epochs from foot to peak, 1 or more")
+    step_size_epochs: int = Field(ge=1, le=100_000, description="epochs from foot to peak, 1 to 100000")
     features: Literal["cached", "end_to_end"] = Field(
         description="cached (the base once an image) or end_to_end (every image through the network each epoch)"
     )
-    cache_gib: float = Field(gt=0, description="limit of the folder cache/ in GiB; the longest unused goes first")
+    cache_gib: float = Field(
+        gt=0, le=1_000_000, description="limit of the folder cache/ in GiB, to 1000000; the longest unused goes first"
+    )
     deterministic: bool = Field(description="the same numbers at every start also on a GPU, which is slower there")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
@@ -221,6 +227,12 @@ def _fields() -> dict:
     return {section: field.annotation.model_fields for section, field in Settings.model_fields.items()}
 
 
+def _utf8(text: str) -> str:
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise argparse.ArgumentTypeError(f"allowed is UTF-8, came {text!r}")
+    return text
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser that takes settings too and says what is wrong in one line.
 
@@ -230,6 +242,9 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        # TensorFlow takes no other names of files, and no report can hold them; `type=str` lets them pass.
+        self.register("type", None, _utf8)
+        self.register("type", Path, lambda text: Path(_utf8(text)))
 
     def add_settings(self) -> None:
         """Adds `--config FILE` and `section.key=value ...`, and lists the settings under --help."""
@@ -265,6 +280,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """
     if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _terminate)
+    # What the terminal cannot show is escaped, as Python does on standard error by itself.
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(sys.argv[1:]))
     except InputError as error:

@@ -162,9 +162,9 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
 
 
 def notice(root: str | Path) -> str:
-    """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where there is none."""
+    """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where it has none."""
     marker = Path(root) / "SYNTHETIC.txt"
-    if not marker.is_file():
+    if not (marker.is_file() and untrusted.is_within(marker, root)):
         return ""
     lines = untrusted.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
     return untrusted.printable(lines[0]) if lines else ""
@@ -191,7 +191,7 @@ def summary(table: pd.DataFrame) -> str:
 
 def sample_images(table: pd.DataFrame, folder: Path) -> dict:
     """The first image of each subtype and magnification, as arrays under (subtype, mag)."""
-    return {pair: audit.read_rgb(folder / rows.path.iloc[0]) for pair, rows in table.groupby(["subtype", "mag"])}
+    return {pair: audit.read_rgb(folder, rows.path.iloc[0]) for pair, rows in table.groupby(["subtype", "mag"])}
 
 
 def main(arguments: list[str]) -> int:
@@ -206,14 +206,14 @@ def main(arguments: list[str]) -> int:
     table = read_table(settings.data)
     if args.audit:
         return show_audit(table, settings.data, Path(args.out))
-    table = audit.known_pixels(table, settings.data)
-    if "pixels" not in table and settings.data.protocol != "row":
+    parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
+    if "pixels" not in parts and settings.data.protocol != "row":
         print("equal pixels are not known yet, so train.py may split otherwise; python data.py --audit finds them")
-    parts = splits.split(table, settings.data)
+    parts = splits.split(parts, settings.data)
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():
             raise InputError(f"--split writes, and {args.split} would be a run's own split; name another file")
-        files.write_text(args.split, splits.to_csv(parts))
+        files.write_out(args.split, splits.to_csv(parts))
         print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
     else:
         show_table(table, parts, settings.data, Path(args.out))
@@ -239,7 +239,7 @@ def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:
     print(audit.describe(report), f"\nwritten: {out}/audit.json", end="")
     suspects = audit.suspects(report, findings).head(60)
     if len(suspects):
-        images = [audit.read_rgb(folder / path) for path in suspects.path]
+        images = [audit.read_rgb(folder, path) for path in suspects.path]
         captions = suspects.path.str.rsplit("/", n=1).str[-1] + "\n" + suspects.why
         labels = suspects.path.str.split("/").str[0]
         plots.save(plots.gallery(images, captions, labels, "Suspicious images"), out / "suspicious.png")

@@ -135,7 +135,7 @@ def galleries(found: Evaluation, folder: Path) -> Iterator[Drawing]:
 
 
 def _gallery(section: str, name: str, rows: pd.DataFrame, title: str, folder: Path) -> Drawing:
-    images = [audit.read_rgb(folder / path) for path in rows.path]
+    images = [audit.read_rgb(folder, path) for path in rows.path]
     figure = plots.gallery(images, captions(rows), rows.label, f"{title}; {IN_BRACKETS}")
     return Drawing(section, name, figure, title, f"{len(rows)} microscope pictures with their predictions.")
 

@@ -11,6 +11,8 @@ import h5py
 
 # A ResNet50 has 700.
 MAX_OBJECTS = 20_000
+# Ten times what a ResNet50 takes. A file may be larger than what it takes on the disk: its holes read as zeros.
+MAX_BYTES = 2**30
 
 
 def check(source: str | BinaryIO) -> None:
@@ -24,6 +26,9 @@ def check(source: str | BinaryIO) -> None:
         OSError: it is no HDF5 file, or a damaged one.
     """
     with h5py.File(source, "r") as file:
+        size = file.id.get_filesize()
+        if size > MAX_BYTES:
+            raise ValueError(f"has {size} bytes, allowed are {MAX_BYTES}")
         for count, found in enumerate(_objects(file)):
             if count == MAX_OBJECTS:
                 raise ValueError(f"has more than {MAX_OBJECTS} objects")
@@ -52,6 +57,9 @@ def _check_array(found: h5py.Dataset) -> None:
         raise ValueError(f"{found.name} holds no numbers")
     if found.external or found.is_virtual:
         raise ValueError(f"{found.name} lies in another file")
-    # Compression, and space that was never written to, could unfold to any size.
+    # Only chunks can be compressed, and Keras writes none.
+    if found.chunks is not None:
+        raise ValueError(f"{found.name} lies in chunks, which could unfold to any size")
+    # Space that was never written to could be of any size too.
     if found.id.get_storage_size() != found.nbytes:
         raise ValueError(f"{found.name} takes {found.id.get_storage_size()} bytes for an array of {found.nbytes}")

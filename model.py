@@ -100,7 +100,7 @@ def _load_base(base: keras.Model, weights: str) -> None:
     try:
         hdf5.check(path)
         base.load_weights(path)
-    except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError) as error:
         raise InputError(f"model.weights: {path} does not hold the weights of ResNet50 without top: {error}") from None
 
 

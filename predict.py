@@ -20,6 +20,7 @@ columns:
 from __future__ import annotations
 
 import argparse
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -45,15 +46,22 @@ import files
 import gradcam
 import model
 import pictures
-import png
 import tables
+import untrusted
 from report import RESEARCH_ONLY
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+# As many take about a gigabyte on their way.
+MAX_PIXELS = 50_000_000
+# Every scan of a JPEG takes as long as the whole picture; a progressive one has about ten.
+MAX_SCANS = 50
+MAX_JPEG_BYTES = 2**28
+# The marker, then the length of its header, which tells it from the same two bytes in metadata.
+SCAN = re.compile(rb"\xff\xda\x00[\x06\x08\x0a\x0c\x0e]")
 FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
 GREY_16 = "I;16"
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"]
-# Not one a core, since a picture of 50 megapixels takes about a gigabyte on its way.
+# Not one a core, because of that gigabyte.
 READERS = 4
 COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "error"]
 # By whether the probability is near the threshold (1) and the picture beyond the limit of the training pictures (2).
@@ -66,7 +74,10 @@ def main(arguments: list[str]) -> int:
     """Predicts, writes the table, and returns 1 if there was a picture that could not be read."""
     parser = config.CommandLine(__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or the checkpoint in one")
-    parser.add_argument("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom")
+    # Their names may be of any bytes, as of those that are found in folders.
+    parser.add_argument(
+        "pictures", nargs="+", type=str, metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
+    )
     parser.add_argument("--out", metavar="FILE", help="write the CSV here, not to standard output")
     parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each picture here")
     parser.add_argument(
@@ -165,7 +176,8 @@ def read_rgb(path: Path) -> np.ndarray:
     """One picture as (height, width, 3), uint8, upright, on white where it is transparent.
 
     Raises:
-        InputError: it is empty or no regular file, has too many pixels, or channels that cannot be shown as RGB.
+        InputError: it is empty or no regular file, has too many pixels or scans, or channels that cannot be shown as
+            RGB.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -173,13 +185,21 @@ def read_rgb(path: Path) -> np.ndarray:
     if status.st_size == 0:
         raise InputError("is empty")
     with Image.open(path, formats=FORMATS) as image:
-        if not 0 < image.width * image.height <= png.MAX_PIXELS:
-            raise InputError(f"has {image.width} x {image.height} pixels, allowed are 1 to {png.MAX_PIXELS}")
+        if not 0 < image.width * image.height <= MAX_PIXELS:
+            raise InputError(f"has {image.width} x {image.height} pixels, allowed are 1 to {MAX_PIXELS}")
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(path)
         if image.mode not in MODES and not image.mode.startswith(GREY_16):
             raise InputError(f"is of the mode {image.mode}, allowed are {', '.join(MODES)} and grey of 16 bits")
         colors = _of_8_bits(ImageOps.exif_transpose(image)).convert("RGBA")
     white = Image.new("RGBA", colors.size, "white")
     return np.asarray(Image.alpha_composite(white, colors).convert("RGB"))
+
+
+def _check_scans(path: Path) -> None:
+    scans = len(SCAN.findall(untrusted.read_bytes(path, MAX_JPEG_BYTES)))
+    if scans > MAX_SCANS:
+        raise InputError(f"has {scans} scans, allowed are {MAX_SCANS}")
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
@@ -231,13 +251,9 @@ def _draw(network: keras.Model, images: np.ndarray, table: pd.DataFrame, folder:
 
 
 def write(table: pd.DataFrame, out: str | None) -> None:
-    """Writes the table as CSV in UTF-8, to a file as a whole or to standard output."""
+    """Writes the table as CSV in UTF-8, to a file as a whole, or to standard output where none is named."""
     text = table.assign(file=table.file.map(tables.plain), error=table.error.map(tables.plain)).to_csv(index=False)
-    if out:
-        files.write_text(out, text)
-    else:
-        sys.stdout.reconfigure(encoding="utf-8")
-        print(text, end="", flush=True)
+    files.write_out(out or "/dev/stdout", text)
 
 
 def report(about: dict, unread: int, total: int) -> None:

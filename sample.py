@@ -11,14 +11,15 @@ them by heart and so flatters itself, as it does on the real images. The mean co
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
+
+import config
+from config import InputError
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -323,22 +324,20 @@ def write(folder: Path, seed: int, images: int, marker: str) -> None:
         root.rename(folder)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Reads the arguments, and does nothing where the same sample is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = config.CommandLine(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("sample"), help="where it goes (default sample)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other patients (default 0)")
     parser.add_argument("--images", type=int, default=3, help="of each slide and magnification (default 3)")
-    # One line, as every command of this project says it.
-    parser.error = lambda message: (print(f"error: {message}", file=sys.stderr), sys.exit(2))
-    args = parser.parse_args()
+    args = parser.parse(arguments)
     if args.seed < 0 or not 1 <= args.images <= 999:
-        parser.error(f"--seed must be 0 or more, came {args.seed}; --images 1 to 999, came {args.images}")
+        raise InputError(f"--seed must be 0 or more, came {args.seed}; --images 1 to 999, came {args.images}")
     marker = f"{NOTICE}\npython sample.py --seed {args.seed} --images {args.images}, version {VERSION}\n"
     print(NOTICE)
     there = args.folder / MARKER
     if args.folder.exists() and not (there.is_file() and there.read_text() == marker):
-        parser.error(f"{args.folder} is there and is not this sample; delete it or name another folder")
+        raise InputError(f"{args.folder} is there and is not this sample; delete it or name another folder")
     if args.folder.exists():
         print(f"synthetic sample: {args.folder} (it was there already)")
     else:
@@ -347,4 +346,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

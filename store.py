@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -142,7 +143,7 @@ def make_room(needed: int, limit_gib: float) -> None:
         InputError: what must stay and the new bytes exceed the limit, or the disk has not that much free space.
     """
     entries = sorted((folder for folder in CACHE.iterdir() if folder.is_dir()), key=_last_use)
-    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in entries}
+    sizes = {folder: _clean_size(folder) for folder in entries}
     limit = int(limit_gib * 2**30)
     for folder in entries:
         if sum(sizes.values()) + needed <= limit or time.time() - _last_use(folder) < RECENT:
@@ -161,6 +162,20 @@ def make_room(needed: int, limit_gib: float) -> None:
         raise InputError(
             f"cache/: {needed / 2**30:.2f} GiB are needed for features, {free / 2**30:.2f} are free on the disk"
         )
+
+
+def _clean_size(folder: Path) -> int:
+    """The bytes of its files, once what a process that died over RECENT seconds ago had begun to write is gone."""
+    size = 0
+    for path in folder.iterdir():
+        # Another process replaces and deletes files at any time.
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if path.match(".[0-9]*.*") and time.time() - status.st_mtime > RECENT:
+                path.unlink()
+            else:
+                size += status.st_size
+    return size
 
 
 def _last_use(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import untrusted
 # Three times the real Folds.csv, whose longest line has 138 bytes.
 MAX_BYTES = 2**24
 MAX_LINE = 2**12
+# Ten times those of Folds.csv. pandas takes the memory of the widest row for each, however short.
+MAX_FIELDS = 50
 
 
 def read(path: Path) -> pd.DataFrame:
     """The cells of a CSV as texts, empty where a row is short.
 
     Raises:
-        InputError: the file is too large, a line too long, or it is no CSV in UTF-8.
+        InputError: the file is too large, a line too long, a row too wide, or it is no CSV in UTF-8.
     """
     return parse(untrusted.read_bytes(path, MAX_BYTES), path)
 
@@ -32,6 +35,12 @@ def parse(content: bytes, path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: allowed are lines of {MAX_LINE} bytes, came one of {longest}")
     if b"\0" in content:
         raise InputError(f"{path}: is no CSV in UTF-8: it holds a NUL byte")
+    try:
+        widest = max(map(len, csv.reader(io.StringIO(content.decode(), newline=""))), default=0)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no CSV in UTF-8: {error}") from None
+    if widest > MAX_FIELDS:
+        raise InputError(f"{path}: allowed are rows of {MAX_FIELDS} fields, came one of {widest}")
     try:
         rows = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except ValueError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import datetime
@@ -184,7 +185,9 @@ def environment(settings: config.Settings, table: pd.DataFrame, network: keras.M
 
 
 def git_commit() -> str:
-    """The commit of this code, with `-dirty` behind it where files were changed; empty outside a checkout."""
+    """The commit of this code, with `-dirty` behind it where files were changed; empty without a checkout or git."""
+    if not shutil.which("git"):
+        return ""
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=Path(__file__).parent,

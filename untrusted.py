@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from ruamel.yaml.error import YAMLError
 # Ten times what every setting with its comment takes; what a parser in Python reads in two seconds at the worst.
 YAML_BYTES = 2**15
 YAML_DEPTH = 10
+# Of a value without quotes. Python does not print a whole number of more than 4,300 digits, not even in an error.
+YAML_PLAIN = 1000
 UNPLAIN = (tokens.AliasToken, tokens.AnchorToken, tokens.DirectiveToken, tokens.TagToken)
 OPENING = (
     tokens.BlockMappingStartToken,
@@ -65,6 +68,8 @@ def _refuse_unplain(text: str) -> None:
         line = token.start_mark.line + 1
         if isinstance(token, UNPLAIN):
             raise ValueError(f"line {line} has a tag, anchor, alias or directive")
+        if isinstance(token, tokens.ScalarToken) and token.plain and len(token.value) > YAML_PLAIN:
+            raise ValueError(f"line {line} has {len(token.value)} characters without quotes, allowed are {YAML_PLAIN}")
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if depth > YAML_DEPTH:
             raise ValueError(f"line {line} is nested deeper than {YAML_DEPTH} levels")
@@ -81,6 +86,11 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether the path stays in the folder (or is it) when all links on the way are followed, the folder's own too."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def printable(text: str) -> str:

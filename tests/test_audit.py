@@ -292,3 +292,53 @@ def test_on_the_real_sample_22549_never_parts_and_a_copy_is_caught(real_sample, 
         used = parts[parts.set != "unused"]
         assert used[used.patient == "14-22549"].set.nunique() <= 1
         assert used[used.patient.isin(["14-22549", twin.patient.iloc[-1]])].set.nunique() <= 1
+
+
+def test_a_folder_of_pictures_outside_of_the_root_is_refused(table, own_tree, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "BreaKHis_v1").symlink_to(own_tree / "BreaKHis_v1")
+    for call in (lambda: audit.find_pictures(tmp_path / "mine"), lambda: look(table, tmp_path / "mine")):
+        with pytest.raises(InputError, match="data.root: .*mine/BreaKHis_v1.* leads out of .*mine by a link"):
+            call()
+
+
+def test_a_root_that_is_a_link_and_links_within_it_are_followed(own_tree, tmp_path):
+    (tmp_path / "linked").symlink_to(own_tree)
+    shutil.move(own_tree / "BreaKHis_v1", own_tree / "unpacked")
+    (own_tree / "BreaKHis_v1").symlink_to("unpacked")
+    assert audit.find_pictures(tmp_path / "linked") == tmp_path / "linked" / "BreaKHis_v1/histology_slides/breast"
+
+
+def test_a_picture_in_a_folder_that_leads_out_is_not_shown(own_tree, picture, tmp_path):
+    folder = audit.find_pictures(own_tree)
+    path = picture.relative_to(folder).as_posix()
+    assert audit.read_rgb(folder, path).shape == (32, 48, 3)
+    shutil.move(picture.parent, tmp_path / "outside")
+    picture.parent.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="is a link that leads out"):
+        audit.read_rgb(folder, path)
+
+
+def test_a_missing_picture_that_takes_no_part_stops_nothing(table, own_tree, tmp_path, capsys):
+    next(own_tree.rglob("*-400-*.png")).unlink()
+    rows, dropped = audit.sound(table, options(own_tree, magnification=40))
+    assert set(rows.mag) == {40} and rows.pixels.str.len().eq(64).all() and dropped == {}
+    with pytest.raises(DataError, match="(?s)1 of 76 images .*is missing"):
+        audit.sound(table, options(own_tree))
+    told = [
+        f"data.root={own_tree}",
+        f"data.folds={own_tree}/Folds.csv",
+        "data.magnification=40",
+        "data.test_per_class=2",
+    ]
+    data.main([*told, "--split", str(tmp_path / "split.csv")])
+    assert "not known yet" not in capsys.readouterr().out
+
+
+def test_no_more_pictures_are_open_at_once_than_memory_allows(table, own_tree, monkeypatch):
+    pools = []
+    pool = audit.ThreadPoolExecutor
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(audit, "ThreadPoolExecutor", lambda count: pools.append(count) or pool(count))
+    look(table, own_tree)
+    assert pools == [audit.READERS] and audit.READERS <= 8

@@ -151,8 +151,22 @@ def compress(saved, target):
             archive.writestr(name, bytes(2**28) if name == "model.weights.h5" else "{}")
 
 
+def behind_a_hole(saved, target):
+    """An archive may begin anywhere in a file; what lies before it takes no room on the disk."""
+    with target.open("wb") as file:
+        file.seek(2**31)
+        file.write(saved[0].read_bytes())
+
+
+def test_arrays_are_looked_at_without_going_back_in_the_archive(saved, monkeypatch):
+    """Which would read them from the start each time."""
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", lambda *arguments: pytest.fail("went back"))
+    checkpoint._read_about(saved[0])
+
+
 @pytest.mark.parametrize("spoil, words", [
     (compress, "its members are compressed"),
+    (behind_a_hole, "has 2[0-9]{9} bytes, allowed are 1073741824"),
     (lambda saved, target: rewrite(saved[0], target, breakhis="[" * 100_000), "recursion"),
     (lambda saved, target: with_arrays(saved, target, lambda file: file.__setitem__("a", h5py.ExternalLink("b", "/"))), "link to elsewhere"),
     (lambda saved, target: with_arrays(saved, target, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "takes 0 bytes"),
@@ -191,3 +205,12 @@ def test_the_best_epoch_is_kept_by_validation_loss(tmp_path, monkeypatch):
         keeper.on_epoch_end(epoch, {"val_loss": loss})
     assert [(about["epoch"], about["val_loss"]) for about in kept] == [(0, 0.9), (1, 0.5), (4, 0.4)]
     assert kept[0]["split_sha256"] == "abc"
+
+
+def test_arrays_that_do_not_fit_into_memory_are_damage(saved, monkeypatch):
+    def read(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint.hdf5, "check", read)
+    with pytest.raises(InputError, match="damaged, or no checkpoint"):
+        checkpoint.load(saved[0])

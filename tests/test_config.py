@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,6 +69,14 @@ def test_amounts_may_be_off(text, value):
     ("epochs=3", "section.key=value"),
     ("train.epochs", "section.key=value"),
     ("train.epochs=[1", "no plain YAML"),
+    ("data.fold=0x" + "f" * 5000, "line 1 has 5002 characters without quotes, allowed are 1000"),
+    ("train.epochs=" + "9" * 23, "train.epochs: input should be less than or equal to 100000"),
+    ("train.batch_size=" + "9" * 23, "train.batch_size: input should be less than or equal to 100000"),
+    ("train.step_size_epochs=" + "9" * 23, "train.step_size_epochs: input should be less than or equal to 100000"),
+    ("train.cache_gib=1e308", "train.cache_gib: input should be less than or equal to 1000000"),
+    ("data.root=a\u202eb", r"data.root: allowed are characters that can be printed, at least one, came 'a\u202eb'"),
+    ("data.folds=a\x1b[31m", r"data.folds: allowed are characters that can be printed, at least one, came 'a\x1b[31m'"),
+    ("model.weights=", "model.weights: allowed are characters that can be printed, at least one"),
     ("data.seed=!!python/object/apply:os.getcwd []", "no plain YAML"),
 ])  # fmt: skip
 def test_wrong_overrides_are_refused_by_name(override, words):
@@ -95,6 +106,8 @@ def test_wrong_files_are_refused(tmp_path, text, words):
     ("- " * 15000, "line 1 is nested deeper than 10 levels"),
     ("\n".join(" " * n + "a:" for n in range(200)), "line 11 is nested deeper than 10 levels"),
     ("a: " + "9" * 30000, "no plain YAML"),
+    ("- 0x" + "f" * 5000, "no plain YAML"),
+    ("data:\n  fold: 0x" + "f" * 5000, "line 2 has 5002 characters without quotes"),
     ("a" * 2**15 + "a", "allowed are 32768 bytes, came 32769"),
     ('data: {root: "a\\0b"}', "data.root"),
     ('data: {root: "\\ud800"}', "data.root"),
@@ -124,6 +137,29 @@ def test_the_front_door_tells_it_plainly(capsys, error, status, told):
     with pytest.raises(SystemExit) as ended:
         config.run(main)
     assert (ended.value.code, capsys.readouterr().err) == (status, told)
+
+
+def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
+    code = "import config; config.run(lambda arguments: print('ü', *arguments))"
+    told = subprocess.run(
+        [sys.executable, "-c", code, b"\xff"],
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (told.returncode, told.stdout) == (0, rb"\xfc \udcff" + b"\n")
+
+
+@pytest.mark.parametrize("arguments", [["runs/\udcff"], ["--out", "\udcff"], ["--folder", "\udcff"]])
+def test_names_that_are_not_utf_8_are_refused_unless_they_are_of_pictures(arguments):
+    parser = config.CommandLine("test")
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--out")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--pictures", type=str)
+    assert parser.parse(["--pictures", "\udcff"]).pictures == "\udcff"
+    with pytest.raises(InputError, match="allowed is UTF-8, came '.*udcff'"):
+        parser.parse(arguments)
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):

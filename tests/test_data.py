@@ -150,6 +150,9 @@ def test_the_notice_of_a_synthetic_tree_is_found(tree, tmp_path):
     assert data.notice(tree) == ""
     (tmp_path / "SYNTHETIC.txt").write_text("made up\nmore")
     assert data.notice(tmp_path) == "made up"
+    (tmp_path / "SYNTHETIC.txt").rename(tmp_path.parent / "other.txt")
+    (tmp_path / "SYNTHETIC.txt").symlink_to("../other.txt")
+    assert data.notice(tmp_path) == ""
 
 
 @pytest.mark.parametrize("content, expected", [(b"", ""), (b"a\x1b[31m\xff\nb", "a\\x1b[31m\ufffd")])

@@ -4,9 +4,12 @@ import contextlib
 import io
 import signal
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import config
 
@@ -139,7 +142,7 @@ def read_settings(path):
 
 def read_picture(path):
     predict.read(path, 32)
-    pixels = audit.read_rgb(path)
+    pixels = audit.read_rgb(path.parent, path.name)
     assert pictures.read(str(path), 32).shape == (32, 32, 3)
     np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
 
@@ -173,3 +176,15 @@ def test_any_content_ends_well_and_writes_nothing(name, long, tmp_path, monkeypa
     attempt()
     assert list(tmp_path.rglob("*")) == [path]
     record_property("outcomes", f"{name}: {sum(outcomes.values())} inputs, {dict(outcomes)}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, runs", [("Folds.csv", 9000), ("config.yaml", 2000), ("PNG", 9000)])
+def test_what_coverage_leads_to_ends_well_and_writes_nothing(name, runs, tmp_path, record_property):
+    pytest.importorskip("atheris", reason="atheris is not installed: pip install atheris")
+    script = Path(__file__).with_name("fuzz_atheris.py")
+    command = [sys.executable, script, name, str(runs), tmp_path]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert told.returncode == 0 and f"{runs} inputs" in told.stdout, told.stderr[-3000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"input", "corpus"}
+    record_property("outcomes", told.stdout.splitlines()[-1])

@@ -209,7 +209,7 @@ def test_the_caption_is_that_of_its_picture(evaluated, tree):
     assert len(shown) == 30
     for axis in shown:
         np.testing.assert_array_equal(
-            axis.images[0].get_array(), audit.read_rgb(paths[axis.get_title().split("\n")[0]])
+            axis.images[0].get_array(), audit.read_rgb(folder, paths[axis.get_title().split("\n")[0]])
         )
 
 

@@ -123,3 +123,8 @@ def test_the_colour_tells_the_slide_and_so_flatters_a_split_that_parts_it(images
     assert accuracy(images, ["r", "g", "b"], images.filename, neighbour) > 0.15 + accuracy(
         images, ["r", "g", "b"], images.patient, neighbour
     )
+
+
+def test_a_place_that_cannot_be_written_to_is_told_in_a_line():
+    told = write("/proc/none/x", "--images", "1")
+    assert told.returncode == 2 and told.stderr.startswith("error: /proc/none: ") and told.stderr.count("\n") == 1

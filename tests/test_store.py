@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 from config import InputError
 
@@ -43,3 +44,30 @@ def test_the_longest_unused_goes_first(place):
     assert {path.name for path in (place / "cache").iterdir()} == {"middle"}
     with pytest.raises(InputError, match="train.cache_gib"):
         store.make_room(2**19, 1.2 / 1024)
+
+
+def test_what_another_process_takes_away_meanwhile_is_not_counted(place, monkeypatch):
+    (place / "cache" / "features").mkdir(parents=True)
+    for name in ("arrays.bin", ".1.abc.json"):
+        (place / "cache" / "features" / name).write_bytes(bytes(2**20))
+    listed = Path.iterdir
+
+    def vanishing(folder):
+        for path in list(listed(folder)):
+            if path.name.startswith("."):
+                path.unlink()
+            yield path
+
+    monkeypatch.setattr(Path, "iterdir", vanishing)
+    store.make_room(0, 1.5 / 1024)
+    assert os.listdir(place / "cache" / "features") == ["arrays.bin"]
+
+
+def test_what_a_dead_process_had_begun_to_write_goes_and_what_is_being_written_stays(place):
+    (place / "cache" / "features").mkdir(parents=True)
+    for name in (".1.old.json", ".2.new.json", "000000.json"):
+        (place / "cache" / "features" / name).touch()
+    for name in (".1.old.json", "000000.json"):
+        os.utime(place / "cache" / "features" / name, (1e9, 1e9))
+    store.make_room(0, 1)
+    assert sorted(os.listdir(place / "cache" / "features")) == [".2.new.json", "000000.json"]

@@ -20,6 +20,13 @@ HEAD = b"fold,mag,grp,filename\n"
     (HEAD + b'1,40,train,"open', "no CSV in UTF-8"),
     (HEAD + b"1,2,3,4,5\n1,2,3,4,5\n", "more fields than its first line names"),
     (b"", "no CSV in UTF-8"),
+    (b"a," * 1000 + b"\n" + b"1\n" * 1000, "rows of 50 fields, came one of 1001"),
+    (b"\n \na\n" + b"," * 1000 + b"\n1\n", "rows of 50 fields, came one of 1001"),
+    (b'"a\n",' * 1000 + b"\n1\n", "rows of 50 fields, came one of 1001"),
+    (b'a"b,"c\nd",' * 1000 + b"\n1\n", "rows of 50 fields, came one of 2001"),
+    (b"\r" + b"a," * 1000 + b"\r1\r", "rows of 50 fields, came one of 1001"),
+    (b'a\n"' + b"a" * 2**17 + b'"\n', "lines of 4096 bytes"),
+    (b'a\n"' + b"a\n" * 2**17 + b'"\n', "no CSV in UTF-8: field larger than field limit"),
 ])  # fmt: skip
 def test_what_is_no_table_is_refused(tmp_path, content, words):
     (tmp_path / "a.csv").write_bytes(content)

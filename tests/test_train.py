@@ -201,3 +201,8 @@ def test_one_run_end_to_end_without_upsampling(tmp_path):
     assert told.returncode == 0, told.stderr
     name = told.stdout.splitlines()[-1].removeprefix("run: ")
     assert name.startswith("runs/image-seed0-") and os.path.isdir(tmp_path / name)
+
+
+def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert train.git_commit() == ""
