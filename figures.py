@@ -123,7 +123,7 @@ def galleries(found: Evaluation, folder: Path) -> Iterator[Drawing]:
     """The first predictions, every wrong one, the most and the least certain."""
     test, wrong = found.predictions, found.wrong
     first = test.groupby("label").head(SHOWN // 2)
-    certain = (test.probability - found.results["threshold"]).abs().sort_values(kind="stable").index
+    certain = calibration.certainty(test.probability, found.results["threshold"]).sort_values(kind="stable").index
     yield _gallery("pictures", "predictions", first, f"The first {SHOWN // 2} test images of each class", folder)
     least, most = test.loc[certain[: SHOWN // 2]], test.loc[certain[::-1][: SHOWN // 2]]
     yield _gallery("pictures", "least_certain", least, "The least certain predictions", folder)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+import calibration
 import data
 import figures
 import files
@@ -51,7 +52,7 @@ class Evaluation(NamedTuple):
     def wrong(self) -> pd.DataFrame:
         """The misclassified images, the surest first."""
         wrong = self.predictions[self.predictions.prediction != self.predictions.label]
-        sure = (wrong.probability - self.results["threshold"]).abs()
+        sure = calibration.certainty(wrong.probability, self.results["threshold"])
         return wrong.loc[sure.sort_values(ascending=False, kind="stable").index]
 
     @property

@@ -237,8 +237,9 @@ def test_without_a_decision_the_threshold_is_a_half():
 
 def test_what_is_near_the_threshold_or_unlike_training_is_reviewed():
     about = {"decision": {"threshold": 0.3, "temperature": 1.0}, "familiar": {"limit": 2.0}}
-    rows = found(probability=[0.2, 0.21, 0.9, 0.39, 0.9], distance=[0, 0, 2.1, 2.1, 2.0])
-    table = predict.judge(rows, about, 0.1 - 1e-9)
+    # A third of the way from 0.3 is 0.2 below it and 0.533 above it.
+    rows = found(probability=[0.19, 0.21, 0.9, 0.52, 0.54], distance=[0, 0, 2.1, 2.1, 2.0])
+    table = predict.judge(rows, about, 1 / 3)
     near, unlike = "near the threshold", "unlike the training pictures"
     assert table.why.tolist() == ["", near, unlike, f"{near}; {unlike}", ""]
     assert table.review.tolist() == ["no", "yes", "yes", "yes", "no"]
