@@ -159,14 +159,15 @@ def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
     """The whole evaluation as one HTML page that needs nothing beside it; every text from data is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    results = found.results
+    results, leaks = found.results, found.results["leaks"]
     return template.get_template("report.html.jinja").render(
         found=found,
         results=results,
         scores=found.scores.replace({np.nan: None}).to_dict("records"),
         groups=measures.groups_table(results).replace({np.nan: None}),
-        verdict=splits.verdict(results["leaks"]),
-        shared=results["leaks"]["shared"],
+        verdict=splits.verdict(leaks),
+        shares=splits.describe_shares(leaks),
+        leaky=any([*leaks["shared"].values(), *leaks["shared_with_validation"].values()]),
         sections=sections,
         embed=embed,
         settings=found.settings.to_yaml(),
