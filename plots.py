@@ -295,15 +295,13 @@ def intervals(scores: pd.DataFrame) -> Figure:
 
 
 def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
-    """Accuracy of each protocol and base (bar: mean, dots: runs) beside published figures (dashed).
+    """Accuracy of each group of runs (bar: mean, dots: runs) beside published figures (dashed).
 
     Args:
-        runs: protocol, base, accuracy and shared_patient of each run.
+        runs: group, accuracy and shared_patient of each run.
         references: name -> accuracy.
     """
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    several = runs.base.nunique() > 1
-    runs = runs.assign(group=runs.protocol + ("\n" + runs.base if several else ""))
     order = list(runs.group.unique())
     leaky = runs.groupby("group").shared_patient.mean()[order] > 0
     colors = {True: "0.7", False: "#009E73"}
