@@ -13,9 +13,11 @@ import pytest
 from conftest import tiny_settings
 from sklearn import metrics
 
+import calibration
 import data
 import evaluate
 import measures
+import predictions
 import report
 import train
 
@@ -184,17 +186,24 @@ def test_the_order_of_the_folds_file_changes_no_metric(tree, tmp_path, monkeypat
 
 def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoint(copy, monkeypatch):
     """Poisoned test labels move neither threshold nor temperature."""
-    evaluate.main(["runs/tiny", "--threshold", "youden"])
-    first = json.loads((copy / "evaluation" / "metrics.json").read_text())
-    score = evaluate.score
-    flipped = {"benign": "malignant", "malignant": "benign"}
-    monkeypatch.setattr(
-        evaluate, "score", lambda test, *others: score(test.assign(label=test.label.map(flipped)), *others)
-    )
-    evaluate.main(["runs/tiny"])
-    second = json.loads((copy / "evaluation" / "metrics.json").read_text())
-    assert second["threshold_rule"] == "youden" and second["threshold"] == first["threshold"]
-    assert second["calibration"]["temperature"] == first["calibration"]["temperature"]
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    first = evaluate.evaluate(copy / "best_model.keras", "youden").results
+    predict, seen = predictions.predict, {}
+
+    def poisoned(network, rows, settings):
+        flipped = rows.label.map({"benign": "malignant", "malignant": "benign"})
+        rows = rows.assign(label=rows.label.where(rows.set == "valid", flipped))
+        return seen.setdefault(rows.set.iloc[0], predict(network, rows, settings))
+
+    monkeypatch.setattr(predictions, "predict", poisoned)
+    second = evaluate.evaluate(copy / "best_model.keras").results
+    split = pd.read_csv(copy / "split.csv")
+    assert seen["valid"].filename.tolist() == split.filename[split.set == "valid"].tolist()
+    malignant, probability = seen["valid"].label == "malignant", seen["valid"].probability
+    assert second["threshold_rule"] == "youden"
+    assert first["threshold"] == second["threshold"] == calibration.choose_threshold(malignant, probability, "youden")
+    assert first["calibration"]["temperature"] == second["calibration"]["temperature"]
+    assert second["calibration"]["temperature"] == calibration.fit_temperature(malignant, probability)
     assert second["accuracy"] == pytest.approx(1 - first["accuracy"])
 
 
