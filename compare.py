@@ -15,7 +15,7 @@ import intervals
 import measures
 import plots
 import tables
-from report import Evaluation
+from evaluation import Evaluation
 
 # Published test accuracies, all on the real BreakHis.
 REFERENCES = {

@@ -33,6 +33,7 @@ import predictions
 import report
 import splits
 import untrusted
+from evaluation import Evaluation
 
 ENVIRONMENT_BYTES = 2**22
 
@@ -50,21 +51,13 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = calibration.check_rule(args.threshold) if args.threshold else None
-    paths = [find_checkpoint(Path(run)) for run in args.runs]
+    paths = [checkpoint.find(Path(run)) for run in args.runs]
     evaluated = {path.parent: evaluate(path, rule, args.split) for path in paths}
     if len(evaluated) > 1:
         compare.compare(evaluated)
 
 
-def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
-    path = run / "best_model.keras" if run.is_dir() else run
-    if not path.is_file():
-        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
-    return path
-
-
-def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> report.Evaluation:
+def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
     """Predicts the test set of a checkpoint; writes metrics, tables, figures and report into evaluation/ beside it.
 
     The threshold and the temperature come from the validation set alone and then stand in the checkpoint.
@@ -95,7 +88,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
         "notice": data.notice(settings.data.root),
     }
     out = path.with_name(f"evaluation-{Path(other_split).stem}" if other_split else "evaluation")
-    evaluation = report.Evaluation(results, test, out, splits.describe(table), settings, surroundings(path))
+    evaluation = Evaluation(results, test, out, splits.describe(table), settings, surroundings(path))
     report.write(evaluation, network)
     return evaluation
 

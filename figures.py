@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import config  # noqa: F401  first, because it quiets TensorFlow
 
@@ -21,9 +21,7 @@ import intervals
 import measures
 import pictures
 import plots
-
-if TYPE_CHECKING:
-    from report import Evaluation
+from evaluation import Evaluation
 
 SHOWN = 30
 EXPLAINED = 12

@@ -38,7 +38,6 @@ from tqdm import tqdm
 
 import calibration
 import checkpoint
-import evaluate
 import familiar
 import features
 import files
@@ -47,7 +46,6 @@ import model
 import pictures
 import png
 import tables
-from report import RESEARCH_ONLY
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 FORMATS = ["PNG", "JPEG", "TIFF", "BMP"]
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> int:
     paths = find(args.pictures)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: {args.out} is a folder; needed is the name of a file")
-    network, about = checkpoint.load(evaluate.find_checkpoint(Path(args.run)))
+    network, about = checkpoint.load(checkpoint.find(Path(args.run)))
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
     table = predict(network, about, paths, args.margin, args.heatmaps)
@@ -250,7 +248,7 @@ def report(about: dict, unread: int, total: int) -> None:
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
         f"{unread} of {total} pictures could not be read; the column `error` says why" if unread else "",
-        RESEARCH_ONLY,
+        config.RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import config  # first, because it quiets TensorFlow
 
@@ -15,78 +14,28 @@ import keras
 import numpy as np
 import pandas as pd
 from PIL import Image
+from sklearn.metrics import classification_report
 
-import calibration
 import data
 import figures
 import files
 import intervals
 import measures
 import splits
+from evaluation import Evaluation
 
-RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
-UNTRAINED = "The base is untrained (model.weights=random): no evidence of what a trained one does."
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
-
-
-class Evaluation(NamedTuple):
-    """What an evaluation found.
-
-    Attributes:
-        results: what is in metrics.json.
-        predictions: a row a test image.
-        out: folder for the files.
-        leaks: the split and what it shares, in plain words.
-        settings: of the run.
-        environment: what environment.json says; may be empty.
-    """
-
-    results: dict
-    predictions: pd.DataFrame
-    out: Path
-    leaks: str
-    settings: config.Settings
-    environment: dict
-
-    @property
-    def wrong(self) -> pd.DataFrame:
-        """The misclassified images, the surest first."""
-        wrong = self.predictions[self.predictions.prediction != self.predictions.label]
-        sure = calibration.certainty(wrong.probability, self.results["threshold"])
-        return wrong.loc[sure.sort_values(ascending=False, kind="stable").index]
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """The table of scores.csv."""
-        return intervals.table(self.results)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of any of the figures has to know, a sentence or two each."""
-        untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""
-        return [note for note in (self.results["notice"], untrained, self.left_out, RESEARCH_ONLY) if note]
-
-    @property
-    def left_out(self) -> str:
-        """How many pictures training found broken and dropped, and where they are named."""
-        count = len(self.environment.get("dropped", {}))
-        return f"{count} broken pictures were left out before the split; environment.json names them." if count else ""
-
-    @property
-    def note(self) -> str:
-        """The same in one text."""
-        return " ".join(self.notes)
 
 
 def write(found: Evaluation, network: keras.Model) -> None:
     """Writes and prints the report, and writes the tables, the figures and the page."""
     results, out = found.results, found.out
-    text = "\n\n".join([describe(results, found.predictions), found.leaks, found.note])
+    text = "\n\n".join([describe(results, found.predictions), found.split_in_words, found.note])
     files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
     files.write_text(out / "report.txt", text + "\n")
     files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
     files.write_text(out / "misclassified.csv", found.wrong[COLUMNS].to_csv(index=False))
-    files.write_text(out / "scores.csv", intervals.table(results).to_csv(index=False))
+    files.write_text(out / "scores.csv", found.scores.to_csv(index=False))
     files.write_text(out / "groups.csv", measures.groups_table(results).to_csv(index=False))
     for old in [*out.glob("misclassified-*.png"), *out.glob("heatmaps-*.png")]:
         old.unlink()
@@ -100,7 +49,7 @@ def write(found: Evaluation, network: keras.Model) -> None:
 def describe(results: dict, predictions: pd.DataFrame) -> str:
     """The figures as text: scikit-learn's report, the scores with their intervals, the parts, the calibration."""
     (tn, fp), (fn, tp) = results["confusion_matrix"]
-    report = measures.metrics.classification_report(
+    report = classification_report(
         predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
     )
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
@@ -173,7 +122,7 @@ def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
         settings=found.settings.to_yaml(),
         level=intervals.LEVEL,
         draws=intervals.DRAWS,
-        research_only=RESEARCH_ONLY,
+        research_only=config.RESEARCH_ONLY,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import compare
 import measures
 import plots
-from report import Evaluation
+from evaluation import Evaluation
 
 
 def found(protocol, seed, accuracy, shared, *changes):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import config
 from config import InputError
 
 import numpy as np
@@ -20,7 +21,6 @@ import model
 import pictures
 import png
 import predict
-import report
 
 
 @pytest.fixture(scope="module")
@@ -262,13 +262,13 @@ def test_a_checkpoint_with_a_decision_and_a_description_is_used(run, loaded, tre
     assert table.why.tolist()[-1] == "unlike the training pictures" and (table.why == "").sum() >= 18
     assert (np.sign(table.calibrated - 0.5) == np.sign(table.probability - 0.5)).all()
     assert ((table.calibrated - 0.5).abs() < (table.probability - 0.5).abs()).all()
-    assert told.splitlines()[-1] == report.RESEARCH_ONLY
+    assert told.splitlines()[-1] == config.RESEARCH_ONLY
     assert predict.NOT_CALIBRATED not in told and predict.NOT_DESCRIBED not in told
 
 
 def test_what_the_checkpoint_cannot_say_is_told(quick, run, folder, capsys):
     _, _, told = table_of(run, folder, capsys=capsys)
-    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, report.RESEARCH_ONLY]
+    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, config.RESEARCH_ONLY]
     quick["decision"] = {"threshold": 0.5, "rule": "0.5", "temperature": 1.0}
     assert predict.NOT_CALIBRATED not in table_of(run, folder, capsys=capsys)[2]
 

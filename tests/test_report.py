@@ -19,6 +19,7 @@ import figures
 import intervals
 import measures
 import report
+from evaluation import Evaluation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Asks the page, in a frame as wide as a phone, what a reader's eye would ask.
@@ -43,7 +44,7 @@ def evaluated(run):
     images = images.merge(table[["filename", "path"]].drop_duplicates(), on="filename")
     results = json.loads((folder / "metrics.json").read_text())
     environment = evaluate.surroundings(run / "best_model.keras")
-    return report.Evaluation(results, images, folder, "the split's words", about["settings"], environment)
+    return Evaluation(results, images, folder, "the split's words", about["settings"], environment)
 
 
 def in_browser(page, tmp_path):
@@ -157,7 +158,7 @@ def test_markup_in_the_data_stays_text(evaluated):
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     spoiled = evaluated._replace(
         results={**evaluated.results, "run": evil, "protocol": evil, "notice": evil, "by_slide": {evil: next(iter(evaluated.results["by_slide"].values()))}},
-        leaks=evil,
+        split_in_words=evil,
         environment={evil: evil, "versions": {evil: evil}},
         settings=evaluated.settings.model_copy(update={"data": evaluated.settings.data.model_copy(update={"root": evil})}),
     )  # fmt: skip
