@@ -78,6 +78,13 @@ def fit_temperature(malignant: np.ndarray, probability: np.ndarray) -> float:
     return float(min([1.0, *TEMPERATURES, inside], key=loss))
 
 
+def in_words(temperature: float) -> str:
+    """The temperature, and whether the fit has run to the end of what it may try."""
+    low, high = TEMPERATURES
+    bound = f", a bound of what is tried ({low:g} to {high:g})" if temperature in TEMPERATURES else ""
+    return f"{temperature:.3f}{bound}"
+
+
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
     """The probabilities whose logits are divided by the temperature, 0.5 or more; their order stays."""
     # A sigmoid in float32 can reach 0 and 1, whose logits are infinite.

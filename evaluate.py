@@ -83,14 +83,21 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
         "run": untrusted.printable(path.parent.name),
         "base": settings.model.base,
         "weights": settings.model.weights,
-        "split": other_split or "of the run",
+        "split": untrusted.printable(other_split or "of the run"),
         "leaks": splits.leaks(table),
+        "malignant_share": shares_of_malignant(table),
         "notice": data.notice(settings.data.root),
     }
-    out = path.with_name(f"evaluation-{Path(other_split).stem}" if other_split else "evaluation")
+    out = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
     evaluation = Evaluation(results, test, out, splits.describe(table), settings, surroundings(path))
     report.write(evaluation, network)
     return evaluation
+
+
+def name_of(split: str) -> str:
+    """Tells other splits apart whose files bear the same name, as those of all runs do."""
+    name = untrusted.printable(Path(split).stem[:40])
+    return f"{name}-{splits.digest(Path(split).read_bytes().decode())[:8]}"
 
 
 def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
@@ -103,6 +110,13 @@ def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
     if not other_split:
         splits.check(table, settings.protocol)
     return table
+
+
+def shares_of_malignant(table: pd.DataFrame) -> dict[str, float]:
+    """The share (0 to 1) of the images of validation, of the test set and of all that are malignant."""
+    parts = {"valid": table[table.set == "valid"], "test": table[table.set == "test"], "all": table}
+    images = {name: part.drop_duplicates("filename") for name, part in parts.items()}
+    return {name: float((part.label == "malignant").mean()) for name, part in images.items()}
 
 
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
@@ -127,6 +141,7 @@ def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, de
     temperature = decision["temperature"]
     return measures.measure(test, settings.data, decision["threshold"]) | {
         "threshold_rule": decision["rule"],
+        "threshold_chosen": calibration.is_chosen(decision["rule"]),
         "intervals": intervals.intervals(test, decision["threshold"], settings.data.seed),
         "bootstrap": {"draws": intervals.DRAWS, "level": intervals.LEVEL, "seed": settings.data.seed},
         "calibration": {

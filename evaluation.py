@@ -47,6 +47,17 @@ class Evaluation(NamedTuple):
         return intervals.table(self.results)
 
     @property
+    def prevalence(self) -> str:
+        """How many of the images are malignant, and what hangs on it."""
+        share = self.results["malignant_share"]
+        return (
+            f"Malignant are {share['test']:.1%} of the test images, {share['valid']:.1%} of those of validation and "
+            f"{share['all']:.1%} of all. Accuracy, precision, F1, Matthews correlation, average precision, Brier score "
+            "and calibration error hold for the share of the test set, the temperature for that of validation; "
+            "sensitivity, specificity and ROC AUC do not hang on it."
+        )
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of any of the figures has to know, a sentence or two each."""
         untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""

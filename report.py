@@ -16,6 +16,7 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import classification_report
 
+import calibration
 import data
 import figures
 import files
@@ -30,7 +31,7 @@ COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probabili
 def write(found: Evaluation, network: keras.Model) -> None:
     """Writes and prints the report, and writes the tables, the figures and the page."""
     results, out = found.results, found.out
-    text = "\n\n".join([describe(results, found.predictions), found.split_in_words, found.note])
+    text = "\n\n".join([describe(found), found.split_in_words, found.note])
     files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
     files.write_text(out / "report.txt", text + "\n")
     files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
@@ -46,12 +47,14 @@ def write(found: Evaluation, network: keras.Model) -> None:
     print(f"report: {out / 'report.html'}")
 
 
-def describe(results: dict, predictions: pd.DataFrame) -> str:
+def describe(found: Evaluation) -> str:
     """The figures as text: scikit-learn's report, the scores with their intervals, the parts, the calibration."""
+    results, predictions = found.results, found.predictions
     (tn, fp), (fn, tp) = results["confusion_matrix"]
     report = classification_report(
         predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
     )
+    called = [f"called {label}" for label in data.LABELS]
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
     return "\n".join(
         [
@@ -60,47 +63,53 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             report,
+            pd.DataFrame(results["confusion_matrix"], data.LABELS, called).to_string(),
+            "",
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
             f"ROC AUC: {results['roc_auc']:.4f}",
             f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
             "",
-            *describe_scores(results),
+            *describe_scores(found),
             "",
-            *describe_groups(results),
+            found.prevalence,
+            "",
+            describe_groups(results),
             "",
             describe_calibration(results["calibration"]),
         ]
     )
 
 
-def describe_scores(results: dict) -> list[str]:
+def describe_scores(found: Evaluation) -> list[str]:
     """The scores with both intervals, and why one is missing."""
     lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
-    for row in intervals.table(results).itertuples():
+    for row in found.scores.itertuples():
         pairs = [
             "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
             for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
         ]
         lines.append(f"{row.name:28} {row.value:7.4f}   {pairs[0]:24}   {pairs[1]}")
-    if min(results["patients_by_class"].values()) < 2:
+    if min(found.results["patients_by_class"].values()) < 2:
         lines.append("(a class of the test set has a single patient, so there is no interval over patients)")
     return lines
 
 
-def describe_groups(results: dict) -> list[str]:
-    """Accuracy by magnification and by subtype."""
+def describe_groups(results: dict) -> str:
+    """The rates by magnification, subtype and slide."""
     table = measures.groups_table(results)
-    table = table[table.grouping.isin(["magnification", "subtype"])]
-    shown = table[["grouping", "group", "n", "patients", "accuracy", "roc_auc"]]
-    return [shown.to_string(index=False, float_format="%.4f", na_rep="-")]
+    shown = table.loc[
+        table.grouping.isin(["magnification", "subtype", "slide"]),
+        ["grouping", "group", "n", "patients", "accuracy", "sensitivity", "specificity", "roc_auc"],
+    ]
+    return shown.to_string(index=False, float_format="%.4f", na_rep="-")
 
 
 def describe_calibration(found: dict) -> str:
     """The temperature and what it does to the test set."""
     (loss, scaled_loss), (ece, scaled_ece) = found["test"]["log_loss"], found["test"]["ece"]
     return (
-        f"temperature {found['temperature']:.3f}, fitted on validation; on the test set log loss {loss:.4f} -> "
-        f"{scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
+        f"temperature {calibration.in_words(found['temperature'])}, fitted on validation; on the test set log loss "
+        f"{loss:.4f} -> {scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
     )
 
 
@@ -117,6 +126,7 @@ def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
         verdict=splits.verdict(leaks),
         shares=splits.describe_shares(leaks),
         leaky=any([*leaks["shared"].values(), *leaks["shared_with_validation"].values()]),
+        temperature=calibration.in_words(results["calibration"]["temperature"]),
         sections=sections,
         embed=embed,
         settings=found.settings.to_yaml(),

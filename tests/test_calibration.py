@@ -68,6 +68,7 @@ def test_parted_classes_drive_the_temperature_to_its_bound_where_the_surest_are_
     probability = np.concatenate([np.linspace(0.01, 0.4, 1000), surest])
     temperature = calibration.fit_temperature(np.repeat([False, True], 1000), probability)
     assert temperature == calibration.TEMPERATURES[0]
+    assert "bound" in calibration.in_words(temperature) and calibration.in_words(0.6) == "0.600"
     assert (np.diff(calibration.scale(probability, temperature)) > 0).all()
 
 
