@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import textwrap
 from pathlib import Path
 
 import config  # first, because it quiets TensorFlow
@@ -71,7 +72,7 @@ def describe(found: Evaluation) -> str:
             "",
             *describe_scores(found),
             "",
-            found.prevalence,
+            textwrap.fill(found.prevalence, 120),
             "",
             describe_groups(results),
             "",
