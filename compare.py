@@ -109,7 +109,8 @@ def tabulate(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> pd.DataF
     """A row a run: its kind and seed, what the test set rests on and shares with training, scores.
 
     `difference` is the accuracy less that of the first run; shared_image, shared_slide and shared_patient are the
-    shares (0 to 1) of the test images whose image, slide and patient stand in training.
+    shares (0 to 1) of the test images whose image, slide and patient stand in training, shared_image_valid and so on
+    the same of validation.
     """
     results = {run: found.results for run, found in evaluated.items()}
     first = next(iter(results.values()))
@@ -120,6 +121,7 @@ def tabulate(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> pd.DataF
                 **kind,
                 **{key: found[key] for key in ("seed", "n", "slides", "patients")},
                 **{f"shared_{key}": share for key, share in found["leaks"]["shared"].items()},
+                **{f"shared_{key}_valid": share for key, share in found["leaks"]["shared_with_validation"].items()},
                 **{key: found[key] for key in measures.SCORES},
                 "difference": found["accuracy"] - first["accuracy"],
             }

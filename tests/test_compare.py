@@ -23,7 +23,7 @@ def found(protocol, seed, accuracy, shared, *changes):
     )
     results = {
         **dict.fromkeys(measures.SCORES, accuracy), "protocol": protocol, "seed": seed, "n": 600, "slides": 20, "patients": 15,
-        "leaks": {"shared": {"image": 0.0, "slide": shared, "patient": shared}}, "notice": "made up", "finished": True,
+        "leaks": {"shared": {"image": 0.0, "slide": shared, "patient": shared}, "shared_with_validation": {"image": 0.0, "slide": 0.0, "patient": 0.5}}, "notice": "made up", "finished": True,
         "base": settings.model.base, "weights": "random", "threshold_rule": "0.5", "split": "of the run",
     }  # fmt: skip
     return Evaluation(results, images, None, "", settings, {"data_sha256": "1"})
@@ -52,7 +52,7 @@ def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys
     table = pd.read_csv(tmp_path / "runs" / "comparison.csv")
     assert table.run.tolist() == ["a", "b", "c"] and table.protocol.tolist() == ["image", "image", "patient"]
     assert table.difference.tolist() == pytest.approx([0, -0.1, -0.2])
-    assert table.shared_patient.tolist() == [1, 1, 0]
+    assert table.shared_patient.tolist() == [1, 1, 0] and table.shared_patient_valid.tolist() == [0.5] * 3
     printed = capsys.readouterr().out
     assert "made up" in printed and "0.8500" in printed
     assert (tmp_path / "runs" / "comparison.png").stat().st_size > 5000
