@@ -303,7 +303,7 @@ def _share_of_choices(shared: dict[str, float]) -> str:
         if share:
             return (
                 f" {share:.1%} of the test images share their {key} with the validation set, on which the epoch, the "
-                "threshold and the temperature were chosen: in this too the score flatters."
+                "threshold and the temperature were chosen, which flatters the score."
             )
     return ""
 
