@@ -11,16 +11,26 @@ from sklearn import metrics
 
 import measures
 
+# A lower one would scale the surest probabilities of a float32 to the same 1.0: their order would be lost.
+TEMPERATURES = (0.5, 10.0)
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 
 
 def check_rule(rule: str) -> str:
-    """The rule as it came; raises InputError, naming those that there are, for any other."""
+    """The rule with its number in plain form (`.5` is `0.5`); raises InputError, naming those that there are."""
     name, _, value = rule.partition("=")
-    number = _number(value if name == "sensitivity" else name)
-    if rule in ("youden", "f1") or (number is not None and (number > 0 or name != "sensitivity")):
+    if not is_chosen(rule):
+        return str(_number(rule))
+    if name == "sensitivity" and _number(value):
+        return f"{name}={_number(value)}"
+    if rule in ("youden", "f1"):
         return rule
     raise InputError(f"--threshold: allowed are {RULES}; came {rule!r}")
+
+
+def is_chosen(rule: str) -> bool:
+    """Whether the validation set has a say in the threshold: a number is one already."""
+    return _number(rule) is None
 
 
 def _number(text: str) -> float | None:
@@ -40,7 +50,7 @@ def choose_threshold(malignant: np.ndarray, probability: np.ndarray, rule: str) 
             for rating diagnostic tests", 1950); `f1`, the highest F1 of malignant; `sensitivity=S`, the highest
             threshold that finds at least that share of the malignant images. Of equals the highest is taken.
     """
-    if _number(rule) is not None:
+    if not is_chosen(rule):
         return float(rule)
     fall_out, found, thresholds = metrics.roc_curve(malignant, probability, drop_intermediate=False)
     # The curve begins where nothing is called malignant, at a threshold above every probability.
@@ -55,23 +65,40 @@ def choose_threshold(malignant: np.ndarray, probability: np.ndarray, rule: str) 
 
 
 def fit_temperature(malignant: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature with the lowest log loss on the validation images; 1 if no other is lower.
+    """The temperature within TEMPERATURES with the lowest log loss on the validation images; 1 if no other is lower.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
 
-    def loss(log_temperature: float) -> float:
-        return log_loss(malignant, scale(probability, np.exp(log_temperature)))
+    def loss(temperature: float) -> float:
+        return log_loss(malignant, scale(probability, temperature))
 
-    best = optimize.minimize_scalar(loss, bounds=(np.log(0.01), np.log(100)), method="bounded")
-    return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+    inside = optimize.minimize_scalar(loss, bounds=TEMPERATURES, method="bounded").x
+    # Where the classes are parted the loss falls up to the bound, which the search itself only comes near.
+    return float(min([1.0, *TEMPERATURES, inside], key=loss))
+
+
+def in_words(temperature: float) -> str:
+    """The temperature, and whether the fit has run to the end of what it may try."""
+    low, high = TEMPERATURES
+    bound = f", a bound of what is tried ({low:g} to {high:g})" if temperature in TEMPERATURES else ""
+    return f"{temperature:.3f}{bound}"
 
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities whose logits are divided by the temperature; their order stays."""
+    """The probabilities whose logits are divided by the temperature, 0.5 or more; their order stays."""
     # A sigmoid in float32 can reach 0 and 1, whose logits are infinite.
     certain = np.clip(np.asarray(probability, float), np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg / 2)
     return special.expit(special.logit(certain) / temperature)
+
+
+def certainty(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """How far each probability is from the threshold, as a share of the way to 0 below it and to 1 above: 0 to 1.
+
+    Plain distances would call no prediction certain on the side where the threshold leaves little room.
+    """
+    room = np.where(probability >= threshold, 1 - threshold, threshold)
+    return np.abs(probability - threshold) / np.maximum(room, np.finfo(float).tiny)
 
 
 def log_loss(malignant: np.ndarray, probability: np.ndarray) -> float:

@@ -102,6 +102,14 @@ def amend(path: Path, **more: object) -> None:
             new.writestr(name, content)
 
 
+def find(run: Path) -> Path:
+    """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
+    path = run / "best_model.keras" if run.is_dir() else run
+    if not path.is_file():
+        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
+    return path
+
+
 def load(path: Path) -> tuple[keras.Model, dict]:
     """Reads a checkpoint: the model is built from its settings, and only arrays are taken from the file.
 
@@ -113,8 +121,7 @@ def load(path: Path) -> tuple[keras.Model, dict]:
     Raises:
         InputError: the file is missing, damaged, or was not written by `save`.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
+    path = find(path)
     try:
         about = _read_about(path)
         device.use_device(about["settings"].train.precision)

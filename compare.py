@@ -1,8 +1,9 @@
-"""Runs side by side, and beside what is published: a table, comparison.csv and comparison.png."""
+"""Runs side by side, and beside what is published: a table, comparison.csv and .png, seeds.csv."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import config  # noqa: F401  first, because it quiets TensorFlow
@@ -11,9 +12,10 @@ import pandas as pd
 
 import files
 import intervals
+import measures
 import plots
 import tables
-from report import Evaluation
+from evaluation import Evaluation
 
 # Published test accuracies, all on the real BreakHis.
 REFERENCES = {
@@ -22,23 +24,30 @@ REFERENCES = {
     "Zhu et al. 2019: compact CNNs, by image": 0.844,
 }
 
-
-SCORES = ["accuracy", "f1", "roc_auc", "recognition_rate", "patient_accuracy"]
+# What seeds.csv tells apart without being asked; any other setting has a column where runs differ in it.
+ALWAYS = ["protocol", "base"]
+# What is printed of the scores; the files have all.
+PRINTED = ["accuracy", "f1", "roc_auc", "recognition_rate", "patient_accuracy"]
 
 
 def compare(evaluated: dict[Path, Evaluation]) -> None:
-    """Prints the runs side by side and writes comparison.csv, .png and pairs.csv beside the first.
+    """Prints the runs side by side and writes comparison.csv, .png, seeds.csv and pairs.csv beside the first.
 
     Args:
         evaluated: a run's folder -> its evaluation.
     """
-    table, pairs = tabulate(evaluated), pair_up(evaluated)
-    out, note = next(iter(evaluated)).parent, describe_differences(evaluated)
+    alike, pairs = kinds(evaluated), pair_up(evaluated)
+    table = tabulate(evaluated, alike)
+    summed = over_seeds(table, list(alike))
+    out, note = next(iter(evaluated)).parent, describe_differences(evaluated, alike)
     files.write_text(out / "comparison.csv", table.to_csv(index=False))
-    plots.save(plots.comparison(table, REFERENCES), out / "comparison.png", note)
-    written = [f"{out}/comparison.csv", f"{out}/comparison.png"]
-    print("", table.to_string(index=False, float_format="%.4f"), "", sep="\n")
-    print(over_seeds(table).to_string(float_format="%.4f", na_rep="-"))
+    files.write_text(out / "seeds.csv", summed.to_csv())
+    plots.save(plots.comparison(table.assign(group=names(alike)), REFERENCES), out / "comparison.png", note)
+    written = [f"{out}/comparison.csv", f"{out}/comparison.png", f"{out}/seeds.csv"]
+    more = [key for key in measures.SCORES if key not in PRINTED]
+    print("", table.drop(columns=more).to_string(index=False, float_format="%.4f"), "", sep="\n")
+    shown = [name for name in summed if name.split(" ")[0] not in more]
+    print(summed[shown].to_string(float_format="%.4f", na_rep="-"))
     if len(pairs):
         files.write_text(out / "pairs.csv", pairs.to_csv(index=False))
         written.append(f"{out}/pairs.csv")
@@ -46,19 +55,62 @@ def compare(evaluated: dict[Path, Evaluation]) -> None:
     print(f"\ncomparison: {', '.join(written)}", note, sep="\n")
 
 
-def describe_differences(evaluated: dict[Path, Evaluation]) -> str:
-    """What stands below the comparison: the runs' own notes, and whether they saw different data."""
-    versions = {found.environment.get("data_sha256") for found in evaluated.values()}
-    notes = dict.fromkeys(note for found in evaluated.values() for note in found.notes)
-    different = ["These runs were trained on different data; their scores cannot be compared."] * (len(versions) > 1)
-    return " ".join([*different, *notes])
+def describe_differences(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> str:
+    """What stands below the comparison: whether the runs saw different data, equal seeds, and the runs' own notes."""
+    own = [note for found in evaluated.values() for note in found.notes]
+    return " ".join(dict.fromkeys([*_differences_of_data(evaluated), *_equal_seeds(evaluated, alike), *own]))
 
 
-def tabulate(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
-    """A row a run: protocol, base, seed, what the test set rests on and shares with training, scores.
+def _differences_of_data(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
+    if len({_data_of(found) for found in evaluated.values()} - {None}) > 1:
+        yield "These runs were trained on different data; their scores cannot be compared."
+    unknown = [tables.plain(run.name) for run, found in evaluated.items() if _data_of(found) is None]
+    if unknown:
+        yield f"Unknown is what data was trained on by {', '.join(unknown)}."
+
+
+def _equal_seeds(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> Iterator[str]:
+    runs = alike.assign(seed=[found.results["seed"] for found in evaluated.values()])
+    runs["run"] = [tables.plain(run.name) for run in evaluated]
+    for equal in runs.groupby([*alike, "seed"], sort=False).run.apply(list):
+        if len(equal) > 1:
+            yield f"Equal in settings and seed, so no spread over seeds: {', '.join(equal)}."
+
+
+def _data_of(found: Evaluation) -> str | None:
+    return found.environment.get("data_sha256")
+
+
+def kinds(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
+    """A row a run: protocol, base, and what else the runs differ in other than seed and name, as texts.
+
+    That is any other setting, the rule of the threshold, and whose test images were taken.
+    """
+    rows = []
+    for found in evaluated.values():
+        settings = pd.json_normalize(found.settings.model_dump()).iloc[0]
+        settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run"])
+        asked = {"threshold": found.results["threshold_rule"], "split": found.results["split"]}
+        rows.append({**{key: found.results[key] for key in ALWAYS}, **settings, **asked})
+    table = pd.DataFrame(rows).astype(str)
+    return table.loc[:, table.columns.isin(ALWAYS) | (table.nunique() > 1)]
+
+
+def names(alike: pd.DataFrame) -> list[str]:
+    """What the chart calls each run's kind: its protocol, its base if there are several, what else they differ in."""
+    several = [name for name in alike if name not in ALWAYS or (name == "base" and alike.base.nunique() > 1)]
+    return [
+        "\n".join([row["protocol"], *(row[name] if name == "base" else f"{name} {row[name]}" for name in several)])
+        for row in alike.to_dict("records")
+    ]
+
+
+def tabulate(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: its kind and seed, what the test set rests on and shares with training, scores.
 
     `difference` is the accuracy less that of the first run; shared_image, shared_slide and shared_patient are the
-    shares (0 to 1) of the test images whose image, slide and patient stand in training.
+    shares (0 to 1) of the test images whose image, slide and patient stand in training, shared_image_valid and so on
+    the same of validation.
     """
     results = {run: found.results for run, found in evaluated.items()}
     first = next(iter(results.values()))
@@ -66,37 +118,51 @@ def tabulate(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
         [
             {
                 "run": tables.plain(run.name),
-                **{key: found[key] for key in ("protocol", "base", "seed", "n", "slides", "patients")},
+                **kind,
+                **{key: found[key] for key in ("seed", "n", "slides", "patients")},
                 **{f"shared_{key}": share for key, share in found["leaks"]["shared"].items()},
-                **{key: found[key] for key in SCORES},
+                **{f"shared_{key}_valid": share for key, share in found["leaks"]["shared_with_validation"].items()},
+                **{key: found[key] for key in measures.SCORES},
                 "difference": found["accuracy"] - first["accuracy"],
             }
-            for run, found in results.items()
+            for (run, found), kind in zip(results.items(), alike.to_dict("records"))
         ]
     )
 
 
 def pair_up(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
-    """A row for each two runs that were tested on the same images, with what `intervals.paired` gives."""
+    """A row for each two runs that were tested on the same images, with what `intervals.paired` gives.
+
+    Runs that are known to be of different data are no pair, whatever the names of their images.
+    """
     tested: dict[tuple, list] = {}
     for run, found in evaluated.items():
         # Under the row protocol an image may be tested twice; a pair of rows must be the same pair in both runs.
         if found.predictions.filename.is_unique:
-            tested.setdefault(tuple(sorted(found.predictions.filename)), []).append(
-                (tables.plain(run.name), found.predictions)
-            )
+            tested.setdefault(tuple(sorted(found.predictions.filename)), []).append((run, found))
     return pd.DataFrame(
         [
-            {"first": one, "second": other, **intervals.paired(left, right)}
+            {
+                "first": tables.plain(one.name),
+                "second": tables.plain(other.name),
+                **intervals.paired(left.predictions, right.predictions),
+            }
             for runs in tested.values()
             for (one, left), (other, right) in itertools.combinations(runs, 2)
+            if len({_data_of(left), _data_of(right)} - {None}) < 2
         ]
     )
 
 
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the scores of each protocol and base, in the order in which they came."""
-    groups = table.groupby(["protocol", "base"], sort=False)
-    scores = groups[SCORES].agg(["mean", "std"])
+def over_seeds(table: pd.DataFrame, alike: list[str]) -> pd.DataFrame:
+    """Each kind of run, in the order in which they came: number of runs, seeds, and every score's mean and deviation.
+
+    Args:
+        table: of `tabulate`.
+        alike: the columns in which runs must agree to be summed up; runs differ in their seed then.
+    """
+    groups = table.groupby(alike, sort=False)
+    scores = groups[list(measures.SCORES)].agg(["mean", "std"])
     scores.columns = [" ".join(column) for column in scores.columns]
-    return scores.assign(runs=groups.size(), patients=groups.patients.mean().round(1))
+    counts = {"runs": groups.size(), "seeds": groups.seed.agg(lambda seeds: " ".join(map(str, seeds)))}
+    return pd.concat([pd.DataFrame(counts | {"patients": groups.patients.mean().round(1)}), scores], axis=1)

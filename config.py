@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 
 from untrusted import YAML_BYTES, InputError, parse_yaml, printable, read_bytes
 
+RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
 DEFAULTS = Path(__file__).with_name("config.yaml")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import config  # first, because it quiets TensorFlow
-from config import InputError
 
 import keras
 import numpy as np
@@ -33,6 +32,7 @@ import report
 import resume
 import splits
 import untrusted
+from evaluation import Evaluation
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = calibration.check_rule(args.threshold) if args.threshold else None
-    paths = [find_checkpoint(Path(run)) for run in args.runs]
+    paths = [checkpoint.find(Path(run)) for run in args.runs]
     evaluated = {}
     for path in paths:
         with resume.alone_in(path.parent):
@@ -57,15 +57,7 @@ def main(arguments: list[str]) -> None:
         compare.compare(evaluated)
 
 
-def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
-    path = run / "best_model.keras" if run.is_dir() else run
-    if not path.is_file():
-        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
-    return path
-
-
-def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> report.Evaluation:
+def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
     """Predicts the test set of a checkpoint; writes metrics, tables, figures and report into evaluation/ beside it.
 
     The threshold and the temperature come from the validation set alone and then stand in the checkpoint.
@@ -91,17 +83,23 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
         "run": untrusted.printable(path.parent.name),
         "base": settings.model.base,
         "weights": settings.model.weights,
-        "split": other_split or "of the run",
+        "split": untrusted.printable(other_split or "of the run"),
         "leaks": splits.leaks(table),
+        "malignant_share": shares_of_malignant(table),
         "notice": data.notice(settings.data.root),
         "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),
     }
-    out = path.with_name(f"evaluation-{Path(other_split).stem}" if other_split else "evaluation")
-    evaluation = report.Evaluation(
-        results, test, out, splits.describe(table), settings, resume.surroundings_of(path.parent)
-    )
+    out = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
+    environment = resume.surroundings_of(path.parent)
+    evaluation = Evaluation(results, test, out, splits.describe(table), settings, environment)
     report.write(evaluation, network)
     return evaluation
+
+
+def name_of(split: str) -> str:
+    """Tells other splits apart whose files bear the same name, as those of all runs do."""
+    name = untrusted.printable(Path(split).stem[:40])
+    return f"{name}-{splits.digest(Path(split).read_bytes().decode())[:8]}"
 
 
 def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
@@ -114,6 +112,13 @@ def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
     if not other_split:
         splits.check(table, settings.protocol)
     return table
+
+
+def shares_of_malignant(table: pd.DataFrame) -> dict[str, float]:
+    """The share (0 to 1) of the images of validation, of the test set and of all that are malignant."""
+    parts = {"valid": table[table.set == "valid"], "test": table[table.set == "test"], "all": table}
+    images = {name: part.drop_duplicates("filename") for name, part in parts.items()}
+    return {name: float((part.label == "malignant").mean()) for name, part in images.items()}
 
 
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
@@ -138,6 +143,7 @@ def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, de
     temperature = decision["temperature"]
     return measures.measure(test, settings.data, decision["threshold"]) | {
         "threshold_rule": decision["rule"],
+        "threshold_chosen": calibration.is_chosen(decision["rule"]),
         "intervals": intervals.intervals(test, decision["threshold"], settings.data.seed),
         "bootstrap": {"draws": intervals.DRAWS, "level": intervals.LEVEL, "seed": settings.data.seed},
         "calibration": {

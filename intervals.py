@@ -144,8 +144,10 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros_like(part, float), where=whole != 0)
 
 
-def curve_bands(predictions: pd.DataFrame, seed: int = 0, draws: int = 500) -> dict[str, tuple[np.ndarray, ...]]:
-    """Where 95 % of the ROC and precision-recall curves run when patients are resampled.
+def curve_bands(predictions: pd.DataFrame, seed: int = 0, draws: int = DRAWS) -> dict[str, tuple[np.ndarray, ...]]:
+    """Between which values the curves lie at each point in 95 % of the draws, patients resampled.
+
+    A whole curve stays within its band in fewer than 95 %.
 
     Returns:
         "roc" -> (false positive rate, low, high) and "pr" -> (recall, low, high), each (101,); nothing where a class

@@ -33,8 +33,6 @@ SCORES = {
     "recognition_rate": "Patient recognition rate",
     "patient_accuracy": "Accuracy of pooled patients",
 }
-# Scores of probabilities that fall as the model gets better.
-LOWER_IS_BETTER = {"brier", "ece"}
 BINS = 10
 GROUPINGS = {"mag": "magnification", "subtype": "subtype", "slide": "slide", "patient": "patient"}
 

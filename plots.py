@@ -1,4 +1,4 @@
-"""Arrays in, figures out; nothing here reads, computes or decides. Benign is blue and malignant orange everywhere."""
+"""Arrays and tables in, figures out: no file is read here. Benign is blue and malignant orange everywhere."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def curves(malignant: np.ndarray, probability: np.ndarray, bands: dict, areas: t
     for axis, key, title, (x, y) in zip(axes, ["roc", "pr"], titles, names):
         axis.get_lines()[0].set(color=INK, label="test images")
         if key in bands:
-            axis.fill_between(*bands[key], color=INK, alpha=0.15, linewidth=0, label="95 % over patients")
+            axis.fill_between(*bands[key], color=INK, alpha=0.15, linewidth=0, label="pointwise 95 % over patients")
         axis.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axis.legend(frameon=False, loc="lower right" if key == "roc" else "lower left", fontsize=8)
     return figure
@@ -286,7 +286,7 @@ def intervals(scores: pd.DataFrame) -> Figure:
         axis.hlines(places + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
     axis.plot(scores.value, places, "o", color=INK, markersize=5, markerfacecolor="white", label="on the test set")
     axis.set_yticks(places, scores.name)
-    axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "value"]])) - 0.02, 1.02))
+    axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "image_low", "value"]])) - 0.02, 1.02))
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)
     axis.invert_yaxis()
@@ -295,15 +295,13 @@ def intervals(scores: pd.DataFrame) -> Figure:
 
 
 def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
-    """Accuracy of each protocol and base (bar: mean, dots: runs) beside published figures (dashed).
+    """Accuracy of each group of runs (bar: mean, dots: runs) beside published figures (dashed).
 
     Args:
-        runs: protocol, base, accuracy and shared_patient of each run.
+        runs: group, accuracy and shared_patient of each run.
         references: name -> accuracy.
     """
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    several = runs.base.nunique() > 1
-    runs = runs.assign(group=runs.protocol + ("\n" + runs.base if several else ""))
     order = list(runs.group.unique())
     leaky = runs.groupby("group").shared_patient.mean()[order] > 0
     colors = {True: "0.7", False: "#009E73"}

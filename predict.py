@@ -39,7 +39,6 @@ from tqdm import tqdm
 
 import calibration
 import checkpoint
-import evaluate
 import familiar
 import features
 import files
@@ -48,7 +47,6 @@ import model
 import pictures
 import tables
 import untrusted
-from report import RESEARCH_ONLY
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 # As many take about a gigabyte on their way.
@@ -66,6 +64,7 @@ READERS = 4
 COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "error"]
 # By whether the probability is near the threshold (1) and the picture beyond the limit of the training pictures (2).
 WHY = ["", "near the threshold", "unlike the training pictures", "near the threshold; unlike the training pictures"]
+MARGIN = 0.2
 NOT_CALIBRATED = "evaluate.py has not calibrated this checkpoint yet: threshold 0.5, and `calibrated` stays empty"
 NOT_DESCRIBED = "this checkpoint does not describe its training pictures: none can be flagged as unlike them"
 
@@ -81,13 +80,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="write the CSV here, not to standard output")
     parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each picture here")
     parser.add_argument(
-        "--margin", type=_margin, default=0.1, help="review what is nearer than this to the threshold, 0 to 1 (0.1)"
+        "--margin",
+        type=_margin,
+        default=MARGIN,
+        help="review what is nearer to the threshold than this share of the way from it to 0 or to 1 (0.2)",
     )
     args = parser.parse(arguments)
     paths = find(args.pictures)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: {args.out} is a folder; needed is the name of a file")
-    network, about = checkpoint.load(evaluate.find_checkpoint(Path(args.run)))
+    network, about = checkpoint.load(checkpoint.find(Path(args.run)))
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
     table = predict(network, about, paths, args.margin, args.heatmaps)
@@ -124,7 +126,7 @@ def _below(path: Path) -> list[Path]:
 
 
 def predict(
-    network: keras.Model, about: dict, paths: list[Path], margin: float = 0.1, heatmaps: Path | None = None
+    network: keras.Model, about: dict, paths: list[Path], margin: float = MARGIN, heatmaps: Path | None = None
 ) -> pd.DataFrame:
     """A row for each picture, with COLUMNS.
 
@@ -132,7 +134,7 @@ def predict(
         network: of `checkpoint.load`.
         about: of `checkpoint.load`.
         paths: of the pictures.
-        margin: what is nearer to the threshold is to be reviewed.
+        margin: what is less certain, by `calibration.certainty`, is to be reviewed.
         heatmaps: folder for an overlay of each picture, as the network sees it, named by its row and file.
     """
     base, head = model.feature_function(network, features.BATCH), model.head(network)
@@ -223,11 +225,11 @@ def judge(found: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:
     Args:
         found: with file, probability, distance (of `familiar.distances`) and error (empty for a picture that was read).
         about: of `checkpoint.load`; `decision` and `familiar` count, where it has them.
-        margin: what is nearer to the threshold is to be reviewed.
+        margin: what is less certain, by `calibration.certainty`, is to be reviewed.
     """
     decision = about.get("decision") or {"threshold": 0.5, "temperature": np.nan}
     limit = (about.get("familiar") or {"limit": np.inf})["limit"]
-    near = (found.probability - decision["threshold"]).abs() < margin
+    near = calibration.certainty(found.probability, decision["threshold"]) < margin
     unlike = found.distance > limit
     why = np.array(WHY)[near.astype(int) + 2 * unlike.astype(int)]
     table = found.assign(
@@ -262,7 +264,7 @@ def report(about: dict, unread: int, total: int) -> None:
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
         f"{unread} of {total} pictures could not be read; the column `error` says why" if unread else "",
-        RESEARCH_ONLY,
+        config.RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import textwrap
 from pathlib import Path
-from typing import NamedTuple
 
 import config  # first, because it quiets TensorFlow
 
@@ -15,74 +15,23 @@ import keras
 import numpy as np
 import pandas as pd
 from PIL import Image
+from sklearn.metrics import classification_report
 
+import calibration
 import data
 import figures
 import files
 import intervals
 import measures
 import splits
+from evaluation import Evaluation
 
-RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
-UNTRAINED = "The base is untrained (model.weights=random): no evidence of what a trained one does."
-UNFINISHED = "Training was stopped and has not gone on: this is the best of the epochs that were done."
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
-
-
-class Evaluation(NamedTuple):
-    """What an evaluation found.
-
-    Attributes:
-        results: what is in metrics.json.
-        predictions: a row a test image.
-        out: folder for the files.
-        leaks: the split and what it shares, in plain words.
-        settings: of the run.
-        environment: what environment.json says; may be empty.
-    """
-
-    results: dict
-    predictions: pd.DataFrame
-    out: Path
-    leaks: str
-    settings: config.Settings
-    environment: dict
-
-    @property
-    def wrong(self) -> pd.DataFrame:
-        """The misclassified images, the surest first."""
-        wrong = self.predictions[self.predictions.prediction != self.predictions.label]
-        sure = (wrong.probability - self.results["threshold"]).abs()
-        return wrong.loc[sure.sort_values(ascending=False, kind="stable").index]
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """The table of scores.csv."""
-        return intervals.table(self.results)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of any of the figures has to know, a sentence or two each."""
-        untrained = UNTRAINED if self.results["weights"] == "random" and self.results["base"] != "cnn" else ""
-        unfinished = "" if self.results["finished"] else UNFINISHED
-        notes = (self.results["notice"], untrained, unfinished, self.left_out, RESEARCH_ONLY)
-        return [note for note in notes if note]
-
-    @property
-    def left_out(self) -> str:
-        """How many pictures training found broken and dropped, and where they are named."""
-        count = len(self.environment.get("dropped", {}))
-        return f"{count} broken pictures were left out before the split; environment.json names them." if count else ""
-
-    @property
-    def note(self) -> str:
-        """The same in one text."""
-        return " ".join(self.notes)
 
 
 def write(found: Evaluation, network: keras.Model) -> None:
     """Writes and prints the report, and writes the tables, the figures and the page: all of them, or none."""
-    text = "\n\n".join([describe(found.results, found.predictions), found.leaks, found.note])
+    text = "\n\n".join([describe(found), found.split_in_words, found.note])
     with files.filling(found.out) as out:
         _fill(found._replace(out=out), network, text)
         new = {path.name for path in out.iterdir()}
@@ -101,17 +50,19 @@ def _fill(found: Evaluation, network: keras.Model, text: str) -> None:
     files.write_text(out / "report.txt", text + "\n")
     files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
     files.write_text(out / "misclassified.csv", found.wrong[COLUMNS].to_csv(index=False))
-    files.write_text(out / "scores.csv", intervals.table(results).to_csv(index=False))
+    files.write_text(out / "scores.csv", found.scores.to_csv(index=False))
     files.write_text(out / "groups.csv", measures.groups_table(results).to_csv(index=False))
     files.write_text(out / "report.html", page(found, figures.draw(found, network)))
 
 
-def describe(results: dict, predictions: pd.DataFrame) -> str:
+def describe(found: Evaluation) -> str:
     """The figures as text: scikit-learn's report, the scores with their intervals, the parts, the calibration."""
+    results, predictions = found.results, found.predictions
     (tn, fp), (fn, tp) = results["confusion_matrix"]
-    report = measures.metrics.classification_report(
+    report = classification_report(
         predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
     )
+    called = [f"called {label}" for label in data.LABELS]
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
     return "\n".join(
         [
@@ -120,47 +71,53 @@ def describe(results: dict, predictions: pd.DataFrame) -> str:
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             report,
+            pd.DataFrame(results["confusion_matrix"], data.LABELS, called).to_string(),
+            "",
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
             f"ROC AUC: {results['roc_auc']:.4f}",
             f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
             "",
-            *describe_scores(results),
+            *describe_scores(found),
             "",
-            *describe_groups(results),
+            textwrap.fill(found.prevalence, 120),
+            "",
+            describe_groups(results),
             "",
             describe_calibration(results["calibration"]),
         ]
     )
 
 
-def describe_scores(results: dict) -> list[str]:
+def describe_scores(found: Evaluation) -> list[str]:
     """The scores with both intervals, and why one is missing."""
     lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
-    for row in intervals.table(results).itertuples():
+    for row in found.scores.itertuples():
         pairs = [
             "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
             for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
         ]
         lines.append(f"{row.name:28} {row.value:7.4f}   {pairs[0]:24}   {pairs[1]}")
-    if min(results["patients_by_class"].values()) < 2:
+    if min(found.results["patients_by_class"].values()) < 2:
         lines.append("(a class of the test set has a single patient, so there is no interval over patients)")
     return lines
 
 
-def describe_groups(results: dict) -> list[str]:
-    """Accuracy by magnification and by subtype."""
+def describe_groups(results: dict) -> str:
+    """The rates by magnification, subtype and slide."""
     table = measures.groups_table(results)
-    table = table[table.grouping.isin(["magnification", "subtype"])]
-    shown = table[["grouping", "group", "n", "patients", "accuracy", "roc_auc"]]
-    return [shown.to_string(index=False, float_format="%.4f", na_rep="-")]
+    shown = table.loc[
+        table.grouping.isin(["magnification", "subtype", "slide"]),
+        ["grouping", "group", "n", "patients", "accuracy", "sensitivity", "specificity", "roc_auc"],
+    ]
+    return shown.to_string(index=False, float_format="%.4f", na_rep="-")
 
 
 def describe_calibration(found: dict) -> str:
     """The temperature and what it does to the test set."""
     (loss, scaled_loss), (ece, scaled_ece) = found["test"]["log_loss"], found["test"]["ece"]
     return (
-        f"temperature {found['temperature']:.3f}, fitted on validation; on the test set log loss {loss:.4f} -> "
-        f"{scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
+        f"temperature {calibration.in_words(found['temperature'])}, fitted on validation; on the test set log loss "
+        f"{loss:.4f} -> {scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
     )
 
 
@@ -168,20 +125,22 @@ def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
     """The whole evaluation as one HTML page that needs nothing beside it; every text from data is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    results = found.results
+    results, leaks = found.results, found.results["leaks"]
     return template.get_template("report.html.jinja").render(
         found=found,
         results=results,
         scores=found.scores.replace({np.nan: None}).to_dict("records"),
         groups=measures.groups_table(results).replace({np.nan: None}),
-        verdict=splits.verdict(results["leaks"]),
-        shared=results["leaks"]["shared"],
+        verdict=splits.verdict(leaks),
+        shares=splits.describe_shares(leaks),
+        leaky=any([*leaks["shared"].values(), *leaks["shared_with_validation"].values()]),
+        temperature=calibration.in_words(results["calibration"]["temperature"]),
         sections=sections,
         embed=embed,
         settings=found.settings.to_yaml(),
         level=intervals.LEVEL,
         draws=intervals.DRAWS,
-        research_only=RESEARCH_ONLY,
+        research_only=config.RESEARCH_ONLY,
     )
 
 

@@ -13,12 +13,19 @@ LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1], bool)
 SCORES = np.array([0.1, 0.2, 0.6, 0.3, 0.4, 0.55, 0.7, 0.8, 0.9, 0.15])
 
 
-@pytest.mark.parametrize("rule", ["0.5", "0", "1", "youden", "f1", "sensitivity=0.95"])
-def test_the_rules_that_there_are(rule):
-    assert calibration.check_rule(rule) == rule
+@pytest.mark.parametrize("rule, plain", [
+    ("0.5", "0.5"), ("0", "0.0"), ("1", "1.0"), ("youden", "youden"), ("f1", "f1"), ("sensitivity=0.95",) * 2,
+    ("+0.5", "0.5"), (" 0.5", "0.5"), (".5", "0.5"), ("sensitivity=.9", "sensitivity=0.9"),
+])  # fmt: skip
+def test_the_rules_that_there_are(rule, plain):
+    assert calibration.check_rule(rule) == plain
+    assert calibration.is_chosen(plain) == (not plain[0].isdigit())
 
 
-@pytest.mark.parametrize("rule", ["", "best", "1.5", "-0.1", "nan", "sensitivity", "sensitivity=0", "sensitivity=2"])
+@pytest.mark.parametrize("rule", [
+    "", "best", "1.5", "-0.1", "nan", "sensitivity", "sensitivity=0", "sensitivity=2", "sensitivity=", "0.5=0.95", "0.5=",
+    "0.5=x", "youden=0.5", "f1=1", "=0.5",
+])  # fmt: skip
 def test_other_rules_are_refused(rule):
     with pytest.raises(InputError, match="allowed are a number from 0 to 1, youden, f1, or sensitivity=S"):
         calibration.check_rule(rule)
@@ -46,14 +53,30 @@ def test_sensitivity_takes_the_highest_threshold_that_finds_enough(wanted, thres
     assert found == threshold and rates(found)[0] >= wanted
 
 
-probabilities = st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40, unique=True)
+TINY = float(np.finfo(np.float32).tiny)
+probabilities = st.lists(st.floats(TINY, 1, width=32), min_size=2, max_size=40, unique=True)
 
 
 @settings(deadline=None, max_examples=80)
-@given(probabilities, st.floats(0.02, 50))
+@given(probabilities, st.floats(*calibration.TEMPERATURES))
 def test_scaling_never_changes_the_order(values, temperature):
-    values = np.sort(values)
-    assert (np.diff(calibration.scale(values, temperature)) >= 0).all()
+    assert (np.diff(calibration.scale(np.sort(values), temperature)) > 0).all()
+
+
+def test_parted_classes_drive_the_temperature_to_its_bound_where_the_surest_are_still_told_apart():
+    surest = 1 - np.arange(1000, 0, -1) * 2.0**-24
+    probability = np.concatenate([np.linspace(0.01, 0.4, 1000), surest])
+    temperature = calibration.fit_temperature(np.repeat([False, True], 1000), probability)
+    assert temperature == calibration.TEMPERATURES[0]
+    assert "bound" in calibration.in_words(temperature) and calibration.in_words(0.6) == "0.600"
+    assert (np.diff(calibration.scale(probability, temperature)) > 0).all()
+
+
+def test_a_distance_from_the_threshold_is_a_share_of_its_side():
+    found = calibration.certainty(np.array([0.0, 0.45, 0.9, 0.95, 1.0]), 0.9)
+    assert found.tolist() == pytest.approx([1, 0.5, 0, 0.5, 1])
+    assert calibration.certainty(np.array([0.0, 0.5, 1.0]), 0.0).tolist() == [0, 0.5, 1]
+    assert calibration.certainty(np.array([0.0, 0.5, 1.0]), 1.0).tolist() == [1, 0.5, 0]
 
 
 def test_scaling_leaves_half_where_it_is_and_one_changes_nothing():

@@ -1,15 +1,16 @@
-import config  # noqa: F401
+import config
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import compare
+import measures
 import plots
-from report import Evaluation
+from evaluation import Evaluation
 
 
-def found(protocol, seed, accuracy, shared, base="resnet50"):
+def found(protocol, seed, accuracy, shared, *changes):
     """An evaluation of ten images of which the first `accuracy` are right."""
     label = np.repeat(["benign", "malignant"], 5)
     other = np.where(label == "benign", "malignant", "benign")
@@ -17,12 +18,24 @@ def found(protocol, seed, accuracy, shared, base="resnet50"):
         "filename": [f"{number}.png" for number in range(10)], "label": label, "patient": list("aabbcddeef"),
         "prediction": np.where(np.arange(10) < 10 * accuracy, label, other),
     })  # fmt: skip
+    settings = config.load_settings(
+        None, [f"data.protocol={protocol}", f"data.seed={seed}", f"train.run={accuracy}", *changes]
+    )
     results = {
-        "protocol": protocol, "seed": seed, "n": 600, "slides": 20, "patients": 15, "accuracy": accuracy, "f1": accuracy - 0.01,
-        "roc_auc": accuracy + 0.01, "leaks": {"shared": {"image": 0.0, "slide": shared, "patient": shared}}, "notice": "made up",
-        "recognition_rate": accuracy, "patient_accuracy": accuracy, "base": base, "weights": "random",
+        **dict.fromkeys(measures.SCORES, accuracy), "protocol": protocol, "seed": seed, "n": 600, "slides": 20, "patients": 15,
+        "leaks": {"shared": {"image": 0.0, "slide": shared, "patient": shared}, "shared_with_validation": {"image": 0.0, "slide": 0.0, "patient": 0.5}}, "notice": "made up", "finished": True,
+        "base": settings.model.base, "weights": "random", "threshold_rule": "0.5", "split": "of the run",
     }  # fmt: skip
-    return Evaluation(results, images, None, "", None, {"data_sha256": "1"})
+    return Evaluation(results, images, None, "", settings, {"data_sha256": "1"})
+
+
+def tabulated(results):
+    return compare.tabulate(results, compare.kinds(results))
+
+
+def charted(results):
+    runs = tabulated(results).assign(group=compare.names(compare.kinds(results)))
+    return plots.comparison(runs, compare.REFERENCES).axes[0]
 
 
 @pytest.fixture
@@ -39,21 +52,50 @@ def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys
     table = pd.read_csv(tmp_path / "runs" / "comparison.csv")
     assert table.run.tolist() == ["a", "b", "c"] and table.protocol.tolist() == ["image", "image", "patient"]
     assert table.difference.tolist() == pytest.approx([0, -0.1, -0.2])
-    assert table.shared_patient.tolist() == [1, 1, 0]
+    assert table.shared_patient.tolist() == [1, 1, 0] and table.shared_patient_valid.tolist() == [0.5] * 3
     printed = capsys.readouterr().out
     assert "made up" in printed and "0.8500" in printed
     assert (tmp_path / "runs" / "comparison.png").stat().st_size > 5000
 
 
-def test_seeds_are_summed_up_for_each_protocol(results):
-    summed = compare.over_seeds(compare.tabulate(results))
-    assert summed.loc[("image", "resnet50"), "accuracy mean"] == pytest.approx(0.85)
-    assert summed.loc[("image", "resnet50"), "accuracy std"] == pytest.approx(0.05 * 2**0.5)
-    assert summed.runs.tolist() == [2, 1]
+def test_seeds_are_summed_up_for_each_protocol(results, tmp_path):
+    compare.compare(results)
+    summed = pd.read_csv(tmp_path / "runs" / "seeds.csv").set_index(["protocol", "base"])
+    for key in measures.SCORES:
+        assert summed.loc[("image", "resnet50"), f"{key} mean"] == pytest.approx(0.85)
+        assert summed.loc[("image", "resnet50"), f"{key} std"] == pytest.approx(0.05 * 2**0.5)
+    assert summed.runs.tolist() == [2, 1] and summed.seeds.tolist() == ["0 1", "0"]
+
+
+def test_runs_of_other_settings_are_not_summed_up_as_seeds(tmp_path):
+    """What differs between the runs makes a row of its own, and a column."""
+    results = {
+        tmp_path / name: found("patient", seed, accuracy, 0.0, change)
+        for name, seed, accuracy, change in [
+            ("a", 0, 0.9, "train.epochs=9"), ("b", 1, 0.8, "train.epochs=9"), ("c", 0, 0.6, "train.epochs=3"),
+        ]
+    }  # fmt: skip
+    summed = compare.over_seeds(tabulated(results), list(compare.kinds(results)))
+    assert summed.index.names == ["protocol", "base", "train.epochs"] and summed.runs.tolist() == [2, 1]
+    assert [label.get_text() for label in charted(results).get_xticklabels()] == [
+        "patient\ntrain.epochs 9",
+        "patient\ntrain.epochs 3",
+    ]
+    for key in ("threshold_rule", "split"):
+        one, other = (found("patient", seed, 0.9, 0.0) for seed in (0, 1))
+        other.results[key] = "another"
+        assert len(compare.kinds({tmp_path / "a": one, tmp_path / "b": other}).drop_duplicates()) == 2
+
+
+def test_equal_seeds_are_no_spread_over_seeds(results, tmp_path):
+    assert "no spread over seeds" not in compare.describe_differences(results, compare.kinds(results))
+    results[tmp_path / "runs" / "again"] = found("image", 1, 0.8, 1.0)
+    told = compare.describe_differences(results, compare.kinds(results))
+    assert "Equal in settings and seed, so no spread over seeds: b, again." in told
 
 
 def test_the_chart_shows_means_and_marks_what_is_published(results):
-    axis = plots.comparison(compare.tabulate(results), compare.REFERENCES).axes[0]
+    axis = charted(results)
     assert [bar.get_height() for bar in axis.containers[0]] == pytest.approx([0.85, 0.7])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["image", "patient"]
     texts = [text.get_text() for text in axis.texts]
@@ -76,7 +118,7 @@ def test_names_of_runs_are_no_formulas(results, tmp_path):
     compare.compare(renamed)
     assert pd.read_csv(tmp_path / "runs" / "comparison.csv").run.tolist() == ["'=1+1", "$\\nothing$", "<b>"]
     assert pd.read_csv(tmp_path / "runs" / "pairs.csv")["first"][0] == "'=1+1"
-    plots.save(plots.comparison(compare.tabulate(renamed), {}), tmp_path / "a.png", "costs $\\nothing$")
+    plots.save(plots.comparison(tabulated(renamed).assign(group=names), {}), tmp_path / "a.png", "costs $\\nothing$")
 
 
 def test_runs_on_other_images_are_not_paired(results):
@@ -86,15 +128,27 @@ def test_runs_on_other_images_are_not_paired(results):
     assert compare.pair_up(results)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
 
 
-def test_runs_of_different_data_are_not_passed_off_as_comparable(results):
-    assert "different data" not in compare.describe_differences(results)
+def test_runs_of_different_data_are_neither_passed_off_as_comparable_nor_paired(results):
+    assert "data" not in compare.describe_differences(results, compare.kinds(results))
     run = next(iter(results))
     results[run] = results[run]._replace(environment={"data_sha256": "2"})
-    assert "different data" in compare.describe_differences(results)
+    assert "trained on different data" in compare.describe_differences(results, compare.kinds(results))
+    assert compare.pair_up(results)[["first", "second"]].to_numpy().tolist() == [["b", "c"]]
+
+
+def test_unknown_data_are_called_unknown_and_not_different(results):
+    run = next(iter(results))
+    results[run] = results[run]._replace(environment={})
+    told = compare.describe_differences(results, compare.kinds(results))
+    assert "Unknown is what data was trained on by a." in told and "different data" not in told
+    assert len(compare.pair_up(results)) == 3
 
 
 def test_a_cnn_stands_beside_the_resnet(tmp_path):
-    runs = {tmp_path / "a": found("patient", 0, 0.9, 0.0), tmp_path / "b": found("patient", 0, 0.8, 0.0, "cnn")}
-    axis = plots.comparison(compare.tabulate(runs), compare.REFERENCES).axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["patient\nresnet50", "patient\ncnn"]
-    assert compare.over_seeds(compare.tabulate(runs)).index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]
+    runs = {
+        tmp_path / "a": found("patient", 0, 0.9, 0.0),
+        tmp_path / "b": found("patient", 0, 0.8, 0.0, "model.base=cnn"),
+    }
+    assert [label.get_text() for label in charted(runs).get_xticklabels()] == ["patient\nresnet50", "patient\ncnn"]
+    summed = compare.over_seeds(tabulated(runs), list(compare.kinds(runs)))
+    assert summed.index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]

@@ -13,9 +13,11 @@ import pytest
 from conftest import tiny_settings
 from sklearn import metrics
 
+import calibration
 import data
 import evaluate
 import measures
+import predictions
 import report
 import train
 
@@ -83,7 +85,7 @@ def test_the_report_and_the_figures_are_there(run):
         assert words in report
     for name in (
         "confusion_matrix", "curves", "intervals", "reliability", "scores", "groups", "patients", "predictions",
-        "least_certain", "most_certain", "misclassified-01", "heatmaps-wrong",
+        "least_certain", "most_certain", "misclassified-01", "heatmaps-wrong-01",
     ):  # fmt: skip
         assert (run / "evaluation" / f"{name}.png").stat().st_size > 5000
 
@@ -135,16 +137,34 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     )
     swapped.to_csv(tmp_path / "other.csv", index=False)
     evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
-    found = json.loads((copy / "evaluation-other" / "metrics.json").read_text())
-    predicted = pd.read_csv(copy / "evaluation-other" / "predictions.csv")
+    (out,) = copy.glob("evaluation-other-*")
+    found = json.loads((out / "metrics.json").read_text())
+    predicted = pd.read_csv(out / "predictions.csv")
     assert set(predicted.filename) == set(table.filename[train])
     assert (
         found["protocol"] == "image, other split"
         and found["split"] == str(tmp_path / "other.csv")
         and found["leaks"]["shared"]["image"] == 1.0
     )
-    report = (copy / "evaluation-other" / "report.txt").read_text()
+    report = (out / "report.txt").read_text()
     assert "other.csv" in report and "100.0% of the test images stand in the training set" in report
+
+
+def test_splits_of_one_name_are_evaluated_side_by_side(tmp_path):
+    names = set()
+    for run in ("a", "b\n"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "split.csv").write_text(run)
+        names.add(evaluate.name_of(str(tmp_path / run / "split.csv")))
+    assert len(names) == 2 and all(re.fullmatch("split-[0-9a-f]{8}", name) for name in names)
+
+
+def test_the_share_of_malignant_images_is_counted(run):
+    shares = json.loads((run / "evaluation" / "metrics.json").read_text())["malignant_share"]
+    split = pd.read_csv(run / "split.csv")
+    expected = {name: (split.label[split.set == name] == "malignant").mean() for name in ("valid", "test")}
+    assert shares == pytest.approx({**expected, "all": (split.label == "malignant").mean()})
+    assert shares["test"] == 0.5 != shares["valid"]
 
 
 def test_the_leaks_of_the_split_are_in_the_metrics(run):
@@ -184,17 +204,24 @@ def test_the_order_of_the_folds_file_changes_no_metric(tree, tmp_path, monkeypat
 
 def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoint(copy, monkeypatch):
     """Poisoned test labels move neither threshold nor temperature."""
-    evaluate.main(["runs/tiny", "--threshold", "youden"])
-    first = json.loads((copy / "evaluation" / "metrics.json").read_text())
-    score = evaluate.score
-    flipped = {"benign": "malignant", "malignant": "benign"}
-    monkeypatch.setattr(
-        evaluate, "score", lambda test, *others: score(test.assign(label=test.label.map(flipped)), *others)
-    )
-    evaluate.main(["runs/tiny"])
-    second = json.loads((copy / "evaluation" / "metrics.json").read_text())
-    assert second["threshold_rule"] == "youden" and second["threshold"] == first["threshold"]
-    assert second["calibration"]["temperature"] == first["calibration"]["temperature"]
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    first = evaluate.evaluate(copy / "best_model.keras", "youden").results
+    predict, seen = predictions.predict, {}
+
+    def poisoned(network, rows, settings):
+        flipped = rows.label.map({"benign": "malignant", "malignant": "benign"})
+        rows = rows.assign(label=rows.label.where(rows.set == "valid", flipped))
+        return seen.setdefault(rows.set.iloc[0], predict(network, rows, settings))
+
+    monkeypatch.setattr(predictions, "predict", poisoned)
+    second = evaluate.evaluate(copy / "best_model.keras").results
+    split = pd.read_csv(copy / "split.csv")
+    assert seen["valid"].filename.tolist() == split.filename[split.set == "valid"].tolist()
+    malignant, probability = seen["valid"].label == "malignant", seen["valid"].probability
+    assert second["threshold_rule"] == "youden"
+    assert first["threshold"] == second["threshold"] == calibration.choose_threshold(malignant, probability, "youden")
+    assert first["calibration"]["temperature"] == second["calibration"]["temperature"]
+    assert second["calibration"]["temperature"] == calibration.fit_temperature(malignant, probability)
     assert second["accuracy"] == pytest.approx(1 - first["accuracy"])
 
 

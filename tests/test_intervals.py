@@ -82,6 +82,67 @@ def test_a_class_with_one_patient_has_no_interval_over_patients(images):
     assert intervals.curve_bands(rows) == {}
 
 
+def drawn_one_by_one(images, score, draws):
+    """The 95 % interval of a score (rows -> number), from tables put together of the patients of each draw."""
+    weights = intervals.resample(images.patient, images.label, draws, 0).astype(int)
+    scores = []
+    for weight in weights:
+        times = dict(zip(images.patient, weight))
+        copies = [
+            rows.assign(patient=f"{patient}, {copy}")
+            for patient, rows in images.groupby("patient")
+            for copy in range(times[patient])
+        ]
+        scores.append(score(pd.concat(copies)))
+    return pytest.approx(np.percentile(scores, [2.5, 97.5]).tolist(), abs=1e-12)
+
+
+def pooled_accuracy(rows):
+    patients = rows.groupby("patient").agg({"probability": "mean", "label": "first"})
+    return metrics.accuracy_score(patients.label == "malignant", patients.probability >= 0.5)
+
+
+def sensitivity_at(rows, fall_out):
+    x, y, _ = metrics.roc_curve(rows.label == "malignant", rows.probability, drop_intermediate=False)
+    return np.interp(fall_out, x, y)
+
+
+def precision_at(rows, wanted):
+    precision, recall, _ = metrics.precision_recall_curve(rows.label == "malignant", rows.probability)
+    return precision[np.flatnonzero(recall >= wanted)[-1]]
+
+
+@pytest.fixture(scope="module")
+def unequal(images):
+    """Patients of one to five images."""
+    return images[images.groupby("patient").cumcount() <= images.patient.astype(int) % 5].reset_index(drop=True)
+
+
+def test_intervals_are_those_of_tables_put_together_patient_by_patient(unequal):
+    found = intervals.intervals(unequal, 0.5, draws=60)
+    accuracy = drawn_one_by_one(unequal, lambda rows: metrics.accuracy_score(rows.label, rows.prediction), 60)
+    assert found["accuracy"]["patient"] == accuracy
+    assert found["patient_accuracy"]["patient"] == drawn_one_by_one(unequal, pooled_accuracy, 60)
+
+
+@pytest.mark.parametrize("name, score, place", [("roc", sensitivity_at, 33), ("pr", precision_at, 57)])
+def test_bands_are_those_of_tables_put_together_patient_by_patient(unequal, name, score, place):
+    grid, low, high = intervals.curve_bands(unequal, draws=60)[name]
+    expected = drawn_one_by_one(unequal, lambda rows: score(rows, grid[place]), 60)
+    assert [low[place], high[place]] == expected
+
+
+def test_the_difference_of_two_runs_is_drawn_patient_by_patient(unequal):
+    second = unequal.assign(prediction=np.random.default_rng(5).permutation(unequal.prediction))
+    found = intervals.paired(unequal, second, draws=60)
+
+    def gain(rows):
+        return (rows.second == rows.label).mean() - (rows.prediction == rows.label).mean()
+
+    expected = drawn_one_by_one(unequal.assign(second=second.prediction), gain, 60)
+    assert [found["low"], found["high"]] == expected
+
+
 def coverage(repeats, draws):
     rng = np.random.default_rng(1)
     # The truth: what the same process gives in the long run.

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 import plots
@@ -58,6 +59,81 @@ def test_the_gallery_puts_each_caption_and_colour_on_its_image():
     assert [axis.images[0].get_array()[0, 0, 0] for axis in shown] == [10, 20, 30, 40, 50, 60, 70]
     assert [axis.get_title() for axis in shown] == [f"image {n}" for n in range(7)]
     assert [axis.spines["top"].get_edgecolor()[2] > 0.5 for axis in shown] == [label == "benign" for label in labels]
+
+
+TRUE = np.array([False, False, True, True])
+PROBABILITY = np.array([0.1, 0.6, 0.4, 0.9])
+
+
+def test_the_curves_are_those_of_the_predictions_with_their_bands():
+    grid = np.linspace(0, 1, 3)
+    bands = {"roc": (grid, grid * 0, grid * 0 + 0.7), "pr": (grid, grid * 0 + 0.2, grid * 0 + 0.8)}
+    roc, pr = plots.curves(TRUE, PROBABILITY, bands, (0.75, 0.8)).axes
+    assert roc.lines[0].get_xydata().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+    assert pr.lines[0].get_xydata().tolist() == pytest.approx(
+        np.array([[1, 0.5], [1, 2 / 3], [0.5, 0.5], [0.5, 1], [0, 1]])
+    )
+    assert list(pr.lines[1].get_ydata()) == [0.5, 0.5] and "0.750" in roc.get_title() and "0.800" in pr.get_title()
+    for axis, low, high in ((roc, 0, 0.7), (pr, 0.2, 0.8)):
+        drawn = axis.collections[0].get_paths()[0].vertices[:, 1]
+        assert (drawn.min(), drawn.max()) == (low, high)
+        assert "pointwise 95 % over patients" in [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_the_reliability_shows_each_bin_where_it_lies():
+    before = pd.DataFrame({"probability": [0.1, 0.8], "malignant": [0.3, 0.7], "n": [5, 15]})
+    figure = plots.reliability(before, before.assign(probability=[0.2, 0.7]), [0.12, 0.08])
+    for axis, x, error in zip(figure.axes, ([0.1, 0.8], [0.2, 0.7]), ("0.120", "0.080")):
+        assert axis.lines[1].get_xydata().tolist() == [[x[0], 0.3], [x[1], 0.7]]
+        assert axis.collections[0].get_offsets().tolist() == [[x[0], 0.3], [x[1], 0.7]] and error in axis.get_title()
+        assert axis.collections[0].get_sizes().tolist() == [77.5, 202.5]
+
+
+def test_the_histogram_counts_each_class_and_marks_the_threshold():
+    predictions = pd.DataFrame({"label": np.where(TRUE, "malignant", "benign"), "probability": [0.1, 0.1, 0.4, 0.9]})
+    axis = plots.scores(predictions, 0.3).axes[0]
+    tops = {plots.matplotlib.colors.to_hex(one.get_facecolor()[0]).upper(): one.get_paths()[0].vertices[:, 1].max()
+            for one in axis.collections}  # fmt: skip
+    assert tops == {"#0072B2": 2, "#D55E00": 1}
+    assert axis.lines[0].get_xdata() == [0.3, 0.3] and texts(axis) == ["threshold 0.3"]
+
+
+def test_the_groups_show_their_accuracy_and_every_patient():
+    patients = pd.DataFrame(
+        {"group": ["40", "40", "100"], "label": ["benign", "malignant", "benign"], "right": [0.5, 1, 0.25]}
+    )
+    accuracy = {"40": {"accuracy": 0.75, "n": 8, "patients": 2}, "100": {"accuracy": 0.25, "n": 4, "patients": 1}}
+    axis = plots.groups(
+        dict.fromkeys(["magnification", "subtype"], patients), dict.fromkeys(["magnification", "subtype"], accuracy)
+    ).axes[1]
+    assert [bar.get_height() for bar in axis.patches] == [0.75, 0.25]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [
+        "40\n75% right\n8 images\n2 patients", "100\n25% right\n4 images\n1 patient",
+    ]  # fmt: skip
+    assert sorted(y for dots in axis.collections for _, y in dots.get_offsets()) == [0.25, 0.5, 1]
+
+
+def test_the_patients_stand_in_order_with_their_errors():
+    table = pd.DataFrame({
+        "patient": ["A", "B", "C"], "label": ["benign", "malignant", "benign"], "n": [4, 5, 6], "right": [0.75, 0.2, 1.0],
+        "pooled_right": [1.0, 0.0, 1.0],
+    })  # fmt: skip
+    axis = plots.patients(table).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [0.2, 0.75, 1.0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["B", "A", "C"]
+    assert texts(axis) == [" 4 of 5 wrong; pooled decision wrong", " 1 of 4 wrong", " 0 of 6 wrong"]
+    assert plots.matplotlib.colors.to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
+
+
+def test_both_intervals_of_each_score_are_within_the_axis():
+    scores = pd.DataFrame({
+        "name": ["Accuracy", "Matthews"], "value": [0.7, 0.1], "patient_low": [0.5, np.nan], "patient_high": [0.9, np.nan],
+        "image_low": [0.6, -0.3], "image_high": [0.8, 0.4],
+    })  # fmt: skip
+    axis = plots.intervals(scores).axes[0]
+    drawn = [[path.vertices[:, 0].tolist() for path in lines.get_paths()] for lines in axis.collections]
+    assert drawn[0][0] == [0.5, 0.9] and drawn[1] == [[0.6, 0.8], [-0.3, 0.4]]
+    assert axis.lines[0].get_xydata().tolist() == [[0.7, 0], [0.1, 1]] and axis.get_xlim()[0] < -0.3
 
 
 def test_an_empty_gallery_is_an_empty_figure():

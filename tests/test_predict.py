@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import config
 from config import InputError
 
 import numpy as np
@@ -19,7 +20,6 @@ import familiar
 import model
 import pictures
 import predict
-import report
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +246,9 @@ def test_without_a_decision_the_threshold_is_a_half():
 
 def test_what_is_near_the_threshold_or_unlike_training_is_reviewed():
     about = {"decision": {"threshold": 0.3, "temperature": 1.0}, "familiar": {"limit": 2.0}}
-    rows = found(probability=[0.2, 0.21, 0.9, 0.39, 0.9], distance=[0, 0, 2.1, 2.1, 2.0])
-    table = predict.judge(rows, about, 0.1 - 1e-9)
+    # A third of the way from 0.3 is 0.2 below it and 0.533 above it.
+    rows = found(probability=[0.19, 0.21, 0.9, 0.52, 0.54], distance=[0, 0, 2.1, 2.1, 2.0])
+    table = predict.judge(rows, about, 1 / 3)
     near, unlike = "near the threshold", "unlike the training pictures"
     assert table.why.tolist() == ["", near, unlike, f"{near}; {unlike}", ""]
     assert table.review.tolist() == ["no", "yes", "yes", "yes", "no"]
@@ -270,13 +271,13 @@ def test_a_checkpoint_with_a_decision_and_a_description_is_used(run, loaded, tre
     assert table.why.tolist()[-1] == "unlike the training pictures" and (table.why == "").sum() >= 18
     assert (np.sign(table.calibrated - 0.5) == np.sign(table.probability - 0.5)).all()
     assert ((table.calibrated - 0.5).abs() < (table.probability - 0.5).abs()).all()
-    assert told.splitlines()[-1] == report.RESEARCH_ONLY
+    assert told.splitlines()[-1] == config.RESEARCH_ONLY
     assert predict.NOT_CALIBRATED not in told and predict.NOT_DESCRIBED not in told
 
 
 def test_what_the_checkpoint_cannot_say_is_told(quick, run, folder, capsys):
     _, _, told = table_of(run, folder, capsys=capsys)
-    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, report.RESEARCH_ONLY]
+    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, config.RESEARCH_ONLY]
     quick["decision"] = {"threshold": 0.5, "rule": "0.5", "temperature": 1.0}
     assert predict.NOT_CALIBRATED not in table_of(run, folder, capsys=capsys)[2]
 

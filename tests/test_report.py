@@ -13,12 +13,15 @@ from scipy import special
 from sklearn import metrics
 
 import audit
+import calibration
 import checkpoint
 import evaluate
 import figures
 import intervals
 import measures
 import report
+import resume
+from evaluation import Evaluation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Asks the page, in a frame as wide as a phone, what a reader's eye would ask.
@@ -42,8 +45,8 @@ def evaluated(run):
     images = pd.read_csv(folder / "predictions.csv")
     images = images.merge(table[["filename", "path"]].drop_duplicates(), on="filename")
     results = json.loads((folder / "metrics.json").read_text())
-    environment = evaluate.surroundings(run / "best_model.keras")
-    return report.Evaluation(results, images, folder, "the split's words", about["settings"], environment)
+    environment = resume.surroundings_of(run)
+    return Evaluation(results, images, folder, "the split's words", about["settings"], environment)
 
 
 def in_browser(page, tmp_path):
@@ -83,6 +86,52 @@ def test_the_report_is_one_file_with_everything_in_it(run):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
     headings = re.findall(r"<h([123])", text)
     assert headings[0] == "1" and headings.count("1") == 1
+
+
+def test_the_text_holds_the_confusion_matrix_and_every_slide(run):
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    text = (run / "evaluation" / "report.txt").read_text()
+    (tn, fp), (fn, tp) = found["confusion_matrix"]
+    assert re.search(rf"called benign +called malignant\nbenign +{tn} +{fp}\nmalignant +{fn} +{tp}\n", text)
+    for slide, part in found["by_slide"].items():
+        assert re.search(rf"^ *slide +{slide} +{part['n']} +1 +{part['accuracy']:.4f} ", text, re.M)
+    part = found["by_magnification"]["40"]
+    assert f"{part['accuracy']:.4f}       {part['sensitivity']:.4f}       {part['specificity']:.4f}" in text
+
+
+def test_drawn_pictures_are_not_called_breakhis(evaluated):
+    pages = {
+        notice: report.page(evaluated._replace(results={**evaluated.results, "notice": notice}), {})
+        for notice in ("", "All of this is made up.")
+    }
+    for words in (
+        "on BreakHis: benign",
+        "evaluation on BreakHis<",
+        "7,909 microscope pictures in 82 slide folders (81 slides)",
+    ):
+        assert words in pages[""] and words not in pages["All of this is made up."]
+    drawn = pages["All of this is made up."]
+    assert (
+        "made up" in drawn and drawn.count("ynthetic pictures in BreakHis&#39; layout") >= 2 and "camera" not in drawn
+    )
+
+
+@pytest.mark.parametrize("rule, said", [("0.5", False), ("youden", True), ("sensitivity=0.95", True)])
+def test_only_a_chosen_threshold_is_said_to_be_chosen(evaluated, rule, said):
+    results = {**evaluated.results, "threshold_rule": rule, "threshold_chosen": calibration.is_chosen(rule)}
+    assert ("chosen on the validation set)" in report.page(evaluated._replace(results=results), {})) == said
+
+
+def test_the_lead_says_what_was_trained_and_the_verdict_what_is_shared(run, evaluated):
+    page = report.page(evaluated, {})
+    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in page
+    shared = evaluated.results["leaks"]["shared"]
+    assert page.index("test images that share with training: 0.0% their image") < page.index("</header>")
+    assert f"{shared['slide']:.1%} their slide" in page and "<details>" not in page
+    assert (
+        page.count(f"Malignant are 50.0% of the test images, {evaluated.results['malignant_share']['valid']:.1%} of")
+        == 2
+    )
 
 
 def test_the_scores_in_the_report_are_those_of_the_metrics(run):
@@ -157,7 +206,7 @@ def test_markup_in_the_data_stays_text(evaluated):
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     spoiled = evaluated._replace(
         results={**evaluated.results, "run": evil, "protocol": evil, "notice": evil, "by_slide": {evil: next(iter(evaluated.results["by_slide"].values()))}},
-        leaks=evil,
+        split_in_words=evil,
         environment={evil: evil, "versions": {evil: evil}},
         settings=evaluated.settings.model_copy(update={"data": evaluated.settings.data.model_copy(update={"root": evil})}),
     )  # fmt: skip
@@ -183,7 +232,7 @@ def test_markup_in_the_name_of_a_runs_folder_stays_text(copy):
 def test_an_environment_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "environment.json").write_bytes(content)
     with pytest.raises(InputError, match="environment.json"):
-        evaluate.surroundings(tmp_path / "best_model.keras")
+        resume.surroundings_of(tmp_path)
 
 
 def test_every_wrong_image_is_on_a_page(evaluated, tree):
@@ -221,6 +270,37 @@ def test_the_heat_maps_are_those_of_the_predicted_class(evaluated, tree, run, mo
     )  # fmt: skip
     network, _ = checkpoint.load(run / "best_model.keras")
     drawn = list(figures.heatmaps(evaluated, audit.find_pictures(tree), network))
-    assert [one.name for one in drawn] == ["heatmaps-wrong", "heatmaps-benign", "heatmaps-malignant"]
-    expected = (evaluated.wrong.head(figures.EXPLAINED).prediction == "malignant").tolist()
-    assert asked[0].tolist() == expected and not asked[1].any() and asked[2].all()
+    wrong = len(evaluated.wrong)
+    pages = -(-wrong // figures.EXPLAINED)
+    names = [f"heatmaps-wrong-{page:02}" for page in range(1, pages + 1)]
+    assert [one.name for one in drawn] == [*names, "heatmaps-benign", "heatmaps-malignant"]
+    assert np.concatenate(asked[:pages]).tolist() == (evaluated.wrong.prediction == "malignant").tolist()
+    assert not asked[-2].any() and asked[-1].all() and len(asked) == pages + 2
+    assert "each scaled to its own maximum" in drawn[0].figure.get_suptitle()
+
+
+def test_more_wrong_images_than_are_explained_are_said_aloud(evaluated, monkeypatch):
+    monkeypatch.setattr(figures, "EXPLAINED", 2)
+    monkeypatch.setattr(figures, "MOST_EXPLAINED", 3)
+    pages = [(rows, words) for name, rows, words in figures.explained(evaluated) if name.startswith("wrong")]
+    assert pd.concat([rows for rows, _ in pages]).equals(evaluated.wrong.head(3)) and [
+        len(rows) for rows, _ in pages
+    ] == [2, 1]
+    assert all(f"of {len(evaluated.wrong)}, the surest first (heat maps of 3 only)" in words for _, words in pages)
+
+
+def test_the_most_and_least_certain_are_so_on_either_side_of_the_threshold(evaluated, tree):
+    """At 0.9 a probability of 0.99 is as certain as one of 0.09, and 0.5 more so than 0.92."""
+    probability = np.linspace(0.01, 0.99, len(evaluated.predictions))
+    images = evaluated.predictions.assign(probability=probability)
+    moved = evaluated._replace(predictions=images, results={**evaluated.results, "threshold": 0.9})
+    certain = images.filename[
+        np.argsort(np.where(probability >= 0.9, (probability - 0.9) / 0.1, (0.9 - probability) / 0.9))
+    ]
+    half = figures.SHOWN // 2
+    for drawn in figures.galleries(moved, audit.find_pictures(tree)):
+        titles = [axis.get_title().split("\n")[0] + ".png" for axis in drawn.figure.axes if axis.get_title()]
+        if drawn.name in ("least_certain", "most_certain"):
+            expected = certain[:half] if drawn.name == "least_certain" else certain[::-1][:half]
+            assert titles == expected.tolist()
+            assert set(images[images.filename.isin(titles)].probability >= 0.9) == {True, False}

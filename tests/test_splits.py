@@ -224,6 +224,21 @@ def test_leaks_on_a_table_whose_answer_is_known():
     assert "25.0% of the test images stand in the training set" in splits.verdict(found)
 
 
+@pytest.mark.parametrize("twin, shared, key", [
+    (("a3", "s3", "p3"), {"image": 0.5, "slide": 0.5, "patient": 0.5}, "image"),
+    (("a9", "s3", "p3"), {"image": 0.0, "slide": 0.5, "patient": 0.5}, "slide"),
+    (("a9", "s9", "p3"), {"image": 0.0, "slide": 0.0, "patient": 0.5}, "patient"),
+])  # fmt: skip
+def test_a_test_set_of_validation_images_is_not_called_new(twin, shared, key):
+    """With another split's test set, the images may be those on which the threshold was chosen."""
+    rows = [("a1", "s1", "p1", "train"), (*twin, "valid"), ("a3", "s3", "p3", "test"), ("a4", "s4", "p4", "test")]
+    table = pd.DataFrame(rows, columns=["filename", "slide", "patient", "set"]).assign(label="benign")
+    found = splits.leaks(table)
+    assert not any(found["shared"].values()) and found["shared_with_validation"] == shared
+    assert f"50.0% of the test images share their {key} with the validation set" in splits.verdict(found)
+    assert "new patients" not in splits.describe(table) and "with validation: " in splits.describe(table)
+
+
 def test_each_verdict_is_of_its_protocol(table):
     words = {"row": "not a measure of new images", "image": "no measure of new slides", "slide": "may flatter",
              "patient": "new patients of this data set"}  # fmt: skip
