@@ -34,11 +34,13 @@ class State(NamedTuple):
         epoch: the next one, from 0.
         best: the lowest validation loss so far.
         history: a row an epoch, as in history.csv.
+        first: the epoch that the present phase of the run began with.
     """
 
     epoch: int = 0
     best: float = math.inf
     history: tuple[dict, ...] = ()
+    first: int = 0
 
 
 class KeepState(keras.callbacks.Callback):
@@ -54,15 +56,23 @@ class KeepState(keras.callbacks.Callback):
 
     def __init__(self, run: Path, state: State, keeper: checkpoint.KeepBest) -> None:
         super().__init__()
-        self.run, self.history, self.keeper = run, list(state.history), keeper
+        self.run, self.first, self.history, self.keeper = run, state.first, list(state.history), keeper
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        # A later phase begins from the best checkpoint, which its own first epoch may replace.
+        if self.first:
+            self._write()
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         self.history.append({"epoch": epoch, **{key: float(value) for key, value in sorted(logs.items())}})
-        says = {"epoch": epoch + 1, "best": self.keeper.best, "history": self.history}
+        self._write()
+        write_history(self.run, self.history)
+
+    def _write(self) -> None:
+        says = State(len(self.history), self.keeper.best, tuple(self.history), self.first)._asdict()
         arrays = {f"{number:06}": variable.numpy() for number, variable in enumerate(_variables(self.model))}
         with files.replacing(self.run / STATE) as beside:
             np.savez(beside, says=json.dumps(says), **arrays)
-        write_history(self.run, self.history)
 
 
 def write_history(run: Path, history: list[dict]) -> None:
@@ -70,8 +80,13 @@ def write_history(run: Path, history: list[dict]) -> None:
     files.write_text(run / "history.csv", pd.DataFrame(history).to_csv(index=False))
 
 
-def restore(trained: keras.Model, run: Path) -> State:
+def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
     """Puts the compiled model, its optimizer and history.csv where the run's last whole epoch left them.
+
+    Args:
+        trained: the model, which stays as it is where that epoch was one of another phase.
+        run: the run's folder.
+        first: the epoch that the present phase of the run begins with.
 
     Returns:
         Where the run stands; the beginning if no epoch was finished.
@@ -81,28 +96,31 @@ def restore(trained: keras.Model, run: Path) -> State:
     """
     path = run / STATE
     if not path.is_file():
-        return State()
+        return State(first=first)
     try:
         with np.load(path, allow_pickle=False) as kept:
             says = json.loads(str(kept["says"]))
             arrays = [kept[name] for name in sorted(set(kept.files) - {"says"})]
-        state = State(says["epoch"], says["best"], tuple(says["history"]))
-        trained.optimizer.build(trained.trainable_variables)
-        variables = _variables(trained)
-        if len(arrays) != len(variables):
-            raise ValueError(f"needed are {len(variables)} arrays, came {len(arrays)}")
-        for variable, array in zip(variables, arrays):
-            variable.assign(array)
+        state = State(says["epoch"], says["best"], tuple(says["history"]), first)
+        if says["first"] == first:
+            _assign(_variables(trained), arrays)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
     write_history(run, list(state.history))
     return state
 
 
+def _assign(variables: list, arrays: list[np.ndarray]) -> None:
+    if len(arrays) != len(variables):
+        raise ValueError(f"needed are {len(variables)} arrays, came {len(arrays)}")
+    for variable, array in zip(variables, arrays):
+        variable.assign(array)
+
+
 def _variables(trained: keras.Model) -> list:
-    """All that training changes: the weights of every layer but a frozen base, and the optimizer's variables."""
-    frozen = [layer for layer in trained.layers if isinstance(layer, keras.Model) and not layer.trainable]
-    layers = [layer for layer in trained.layers if layer not in frozen]
+    """All that training changes: the weights of every layer that is not frozen, and the optimizer's variables."""
+    trained.optimizer.build(trained.trainable_variables)
+    layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
     return [*(weight for layer in layers for weight in layer.weights), *trained.optimizer.variables]
 
 
