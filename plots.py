@@ -78,16 +78,15 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
         axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **kept)
         axis.set(title=key.capitalize())
-    if fine_tuned_from is not None:
-        for axis in axes:
-            axis.axvline(fine_tuned_from + 0.5, color="0.35", linestyle=":", label="fine-tuning begins")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside upper center")
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
     axes[2].set(title="Learning rate at the end of the epoch", ylim=(0, None))
     axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
+        if fine_tuned_from is not None:
+            axis.axvline(fine_tuned_from + 0.5, color="0.35", linestyle=":", label="fine-tuning begins")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside upper center")
     return figure
 
 

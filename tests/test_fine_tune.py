@@ -1,0 +1,269 @@
+import re
+
+import config
+from config import InputError
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_settings
+from test_resume import StopError, what_is_left
+
+import audit
+import checkpoint
+import data
+import evaluate
+import features
+import fine_tune
+import model
+import phases
+import pictures
+import predictions
+import resume
+import splits
+import train
+import watch
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+BLOCK = "conv5_block3"
+TUNED = [f"model.trainable_from={BLOCK}", "train.fine_tune_epochs=2", "train.fine_tune_lr=1e-4"]
+CUT = "conv5_block2_out"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """One folder, so that the tests share a cache."""
+    place = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        yield place
+
+
+@pytest.fixture(scope="module")
+def calm(tree, work):
+    """A fine-tuned run that nothing disturbed."""
+    train.main(tiny_settings(tree, *TUNED, "train.run=calm"))
+    return work / "runs/calm"
+
+
+@pytest.fixture(scope="module")
+def network(tree):
+    return model.build(config.load_settings(None, tiny_settings(tree)))
+
+
+@pytest.fixture(scope="module")
+def tuned(calm):
+    """The network that the run has kept, and what its checkpoint says."""
+    return checkpoint.load(calm / "best_model.keras")
+
+
+def base_weights(network):
+    """Whether it lies behind the cut and is one of BatchNorm's, and the weights, of each layer of the base."""
+    layers = model.base_of(network).layers
+    names = [layer.name for layer in layers]
+    return {
+        layer.name: (number > names.index(CUT), "_bn" in layer.name, layer.get_weights())
+        for number, layer in enumerate(layers)
+        if layer.weights
+    }
+
+
+def prepare(tree, *overrides):
+    """Settings, network, training rows and phases of a run that is not begun."""
+    settings = config.load_settings(None, tiny_settings(tree, *TUNED, *overrides))
+    table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
+    network = model.build(settings)
+    rows = splits.upsample(table[table.set == "train"], 0)
+    return settings, network, rows, phases.prepare(network, rows, table[table.set == "valid"], settings)
+
+
+def fine_tune_once(tree, best, *overrides):
+    """The network, and what it predicts in validation, after the second phase alone."""
+    settings, network, rows, (_, second) = prepare(tree, *overrides)
+    second.begin(best)
+    model.compile_model(second.trained, settings.train, second.rate)
+    steps = train.steps_of(rows, settings)
+    second.trained.fit(second.batches_from(2), initial_epoch=2, epochs=4, steps_per_epoch=steps, verbose=0)
+    return network, second.trained.predict(second.valid_batches, verbose=0)
+
+
+def test_the_blocks_are_those_of_resnet50(network):
+    names = (re.match(r"conv\d_block\d+", layer.name) for layer in model.base_of(network).layers)
+    assert list(dict.fromkeys(name[0] for name in names if name)) == config.BLOCKS and len(config.BLOCKS) == 16
+
+
+@pytest.mark.parametrize("block, shape", [
+    ("conv2_block1", (8, 8, 64)), ("conv4_block2", (2, 2, 1024)), ("conv5_block1", (2, 2, 1024)), (BLOCK, (1, 1, 2048)),
+])  # fmt: skip
+def test_what_is_below_and_above_the_cut_is_the_whole(network, pixels, block, shape):
+    below, above = fine_tune.below(network, block), fine_tune.above(network, block)
+    assert below.output_shape[1:] == shape
+    np.testing.assert_allclose(above(below(pixels)), network(pixels), atol=1e-5)
+    own = {id(weight) for part in (below, above) for weight in part.weights}
+    assert own == {id(weight) for weight in network.weights}
+
+
+def test_batchnorm_stands_still_in_the_part_above(network, pixels):
+    below, above = fine_tune.below(network, BLOCK), fine_tune.above(network, BLOCK)
+    np.testing.assert_array_equal(above(below(pixels), training=True), above(below(pixels), training=False))
+
+
+def test_only_the_blocks_convolutions_and_the_head_are_trained(tree):
+    network = model.build(config.load_settings(None, tiny_settings(tree)))
+    fine_tune.unfreeze(network, "conv5_block2")
+    convolutions = [f"conv5_block{block}_{number}_conv" for block in (2, 3) for number in (1, 2, 3)]
+    expected = [f"{name}/{kind}:0" for name in [*convolutions, "head"] for kind in ("kernel", "bias")]
+    assert [weight.name for weight in network.trainable_weights] == expected
+    above = fine_tune.above(network, "conv5_block2")
+    assert [id(weight) for weight in above.trainable_weights] == [id(weight) for weight in network.trainable_weights]
+
+
+def test_a_cached_cut_trains_the_same_weights_as_the_whole_network(tree, calm, network):
+    cached, predicted = fine_tune_once(tree, calm / "best_model.keras")
+    whole, expected = fine_tune_once(tree, calm / "best_model.keras", "train.features=end_to_end")
+    for array, same in zip(cached.get_weights(), whole.get_weights()):
+        np.testing.assert_allclose(array, same, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(predicted, expected, atol=1e-4)
+    assert np.ptp(predicted) > 1e-2
+    # Far more than the two differ by, the training has moved them.
+    kernels = [part.get_layer("resnet50").get_layer(f"{BLOCK}_3_conv").kernel for part in (cached, whole, network)]
+    near, far = (np.linalg.norm(kernels[0] - kernel) for kernel in kernels[1:])
+    assert near < 1e-3 * far
+
+
+@pytest.mark.long
+def test_a_run_on_features_ends_as_one_through_the_whole_network(tree, calm):
+    train.main(tiny_settings(tree, *TUNED, "train.features=end_to_end", "train.run=whole"))
+    paths = [calm, calm.with_name("whole")]
+    (cached, about), (whole, same_about) = (checkpoint.load(path / "best_model.keras") for path in paths)
+    assert about["epoch"] == same_about["epoch"] >= 2
+    for array, same in zip(cached.get_weights(), whole.get_weights()):
+        np.testing.assert_allclose(array, same, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(*(pd.read_csv(path / "history.csv") for path in paths), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_frozen_keeps_its_bits_and_what_is_not_moves(tuned, network):
+    assert tuned[1]["epoch"] >= 2
+    after = base_weights(tuned[0])
+    for name, (behind, batchnorm, before) in base_weights(network).items():
+        same = all((old == new).all() for old, new in zip(before, after[name][2]))
+        assert same == (batchnorm or not behind), name
+
+
+def test_the_history_goes_on_in_the_second_phase(calm):
+    history = pd.read_csv(calm / "history.csv")
+    assert history.epoch.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(history.learning_rate[2:], 1e-4)
+    assert (history.learning_rate[:2] > 1e-3).all()
+
+
+def test_the_second_phase_begins_from_the_best_checkpoint(tree, calm, tuned):
+    _, network, _, (_, second) = prepare(tree)
+    assert (second.first, second.last) == (2, 4)
+    second.begin(calm / "best_model.keras")
+    assert all((array == same).all() for array, same in zip(network.get_weights(), tuned[0].get_weights()))
+    batches = (next(iter(batches))[0] for batches in (second.batches_from(3), second.valid_batches))
+    assert [batch.shape for batch in batches] == [(16, 1, 1, 2048)] * 2
+
+
+def test_warped_pictures_go_through_the_whole_network(tree, calm):
+    _, network, _, (first, second) = prepare(tree, "augment.flip=true")
+    assert second.trained is network and first.trained is not network
+    batches = (next(iter(batches))[0] for batches in (second.batches_from(3), second.valid_batches))
+    assert [batch.shape for batch in batches] == [(16, 32, 32, 3)] * 2
+
+
+def test_the_cut_is_found_again_whatever_was_trained_above_it(tuned, network):
+    def key(part):
+        return features.key(part, tuned[1]["settings"], False)
+
+    below = key(fine_tune.below(network, BLOCK))
+    assert key(fine_tune.below(tuned[0], BLOCK)) == below
+    others = [model.pooled(tuned[0]), model.pooled(network), fine_tune.below(network, "conv5_block2")]
+    assert len({below, *(key(part) for part in others)}) == 4
+
+
+def test_too_small_a_cache_for_the_cut_is_refused_before_the_run_begins(tree, work):
+    with pytest.raises(InputError, match="train.cache_gib: the features of this run need"):
+        train.main(tiny_settings(tree, *TUNED, "model.trainable_from=conv4_block2", "train.cache_gib=1e-3"))
+    assert not (work / "runs/tiny").exists()
+
+
+@pytest.mark.parametrize(
+    "callback, epoch",
+    [("KeepState", 2), pytest.param("StopOnNoNumber", 2, marks=pytest.mark.long), ("StopOnNoNumber", 3)],
+)
+def test_a_run_stopped_in_the_second_phase_ends_as_one_that_was_left_alone(tree, calm, monkeypatch, callback, epoch):
+    """Between checkpoint and state of the phase's first epoch, before that epoch, and before the next."""
+    name, owner = f"{callback}{epoch}", {"KeepState": resume, "StopOnNoNumber": watch}[callback]
+    moment = "on_epoch_end" if callback == "KeepState" else "on_epoch_begin"
+    call = getattr(getattr(owner, callback), moment)
+
+    def die(self, number, logs=None):
+        if number == epoch:
+            raise StopError
+        call(self, number, logs)
+
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(getattr(owner, callback), moment, die)
+        train.main(tiny_settings(tree, *TUNED, f"train.run={name}"))
+    if callback == "KeepState":
+        assert checkpoint.load(calm.with_name(name) / "best_model.keras")[1]["epoch"] == epoch
+    train.main(["--resume", f"runs/{name}"])
+    assert what_is_left(calm.with_name(name)) == what_is_left(calm)
+
+
+def test_the_state_holds_what_is_trained(calm, network):
+    with np.load(calm / "state.npz") as state:
+        shapes = [state[name].shape for name in state.files]
+    # Kernel and momentum of the block's last convolution; nothing of the block before.
+    assert shapes.count((1, 1, 512, 2048)) == 2
+    assert sum(int(np.prod(shape)) for shape in shapes[1:]) < 0.4 * network.count_params()
+
+
+def test_a_loss_that_is_no_number_names_the_rate_of_the_second_phase(tmp_path):
+    settings = config.load_settings(None, [*TUNED, "train.epochs=2"])
+    names = pd.Series([f"{number}.png" for number in range(200)])
+    watcher = watch.StopOnNoNumber(tmp_path, names, settings, fine_tune.rate(settings.train))
+    watcher.params = {"steps": 4}
+    for epoch, words in [(1, "lower train.maximal_lr and train.initial_lr,"), (2, "lower train.fine_tune_lr,")]:
+        watcher.on_epoch_begin(epoch)
+        with pytest.raises(InputError, match=f"in epoch {epoch + 1}, .* at a learning rate of 0.0001; .*{words}"):
+            watcher.on_train_batch_end(1, {"loss": float("nan")})
+
+
+def direct(path, tree, filenames):
+    """What Keras itself, with the checkpoint alone, predicts for the pictures."""
+    places = [audit.find_pictures(tree) / path for path in data.describe(filenames).path]
+    images = pictures.decode(places, 32).astype(np.float32)
+    return keras.models.load_model(path / "best_model.keras", compile=False).predict(images, verbose=0)[:, 0]
+
+
+def test_features_of_the_tuned_base_predict_what_the_checkpoint_itself_does(tree, calm, tuned):
+    network, about = tuned
+    rows = pd.read_csv(calm / "split.csv").query("set == 'test'")
+    rows = audit.with_pixels(data.describe(rows.filename), about["settings"].data)
+    found = predictions.predict(network, rows, about["settings"]).probability
+    np.testing.assert_allclose(found, direct(calm, tree, rows.filename), atol=1e-5)
+
+
+@pytest.mark.long
+def test_the_evaluation_predicts_what_the_checkpoint_itself_does(tree, calm):
+    evaluate.main(["runs/calm"])
+    predicted = pd.read_csv(calm / "evaluation/predictions.csv")
+    np.testing.assert_allclose(predicted.probability, direct(calm, tree, predicted.filename), atol=1e-5)
+    assert list((calm / "evaluation").glob("heatmaps-*.png"))
+
+
+@pytest.mark.parametrize("settings, words", [
+    (["model.trainable_from=conv5_block4"], "model.trainable_from: input should be 'none', 'conv2_block1', .*'conv5_block2' or 'conv5_block3', came 'conv5_block4'"),
+    (["model.trainable_from=conv5_block1", "model.base=cnn"], "must be none with base cnn, .*conv2_block1, .* conv5_block3 are blocks of resnet50, came conv5_block1"),
+    (["train.fine_tune_epochs=0"], "train.fine_tune_epochs: input should be greater than or equal to 1"),
+    (["train.fine_tune_lr=0"], "train.fine_tune_lr: input should be greater than 0"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_in_one_line(settings, words):
+    with pytest.raises(InputError, match=words) as refused:
+        config.load_settings(None, settings)
+    assert "\n" not in str(refused.value)
