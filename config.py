@@ -91,7 +91,9 @@ BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 
 
 
 class Model(Section):
-    base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
+    base: Literal["resnet50", "cnn"] = Field(
+        description="resnet50, frozen up to trainable_from, or cnn, small and trained from scratch"
+    )
     weights: str = Field(pattern=LINE, description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"

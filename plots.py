@@ -79,8 +79,13 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **kept)
         axis.set(title=key.capitalize())
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
-    axes[2].set(title="Learning rate at the end of the epoch", ylim=(0, None))
-    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes[2].set(title="Learning rate at the end of the epoch")
+    if fine_tuned_from is None:
+        axes[2].set_ylim(0, None)
+        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    else:
+        # On a linear axis the small rate of the fine-tuning would look like none.
+        axes[2].set_yscale("log")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
