@@ -82,15 +82,15 @@ def main(arguments: list[str]) -> None:
             model.compile_model(phase.trained, settings.train, phase.rate)
             state = resume.restore(phase.trained, run, phase.first)
             keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
-            if state.epoch < phase.last:
-                phase.trained.fit(
-                    phase.batches_from(state.epoch),
-                    initial_epoch=state.epoch,
-                    epochs=phase.last,
-                    steps_per_epoch=steps_of(rows, settings),
-                    validation_data=phase.valid_batches,
-                    callbacks=callbacks(run, rows, settings, phase, state, keeper),
-                )
+            # A phase that a resumed run has behind it has no epochs left to fit.
+            phase.trained.fit(
+                phase.batches_from(state.epoch),
+                initial_epoch=state.epoch,
+                epochs=phase.last,
+                steps_per_epoch=steps_of(rows, settings),
+                validation_data=phase.valid_batches,
+                callbacks=callbacks(run, rows, settings, phase, state, keeper),
+            )
             if not (run / "best_model.keras").exists():
                 raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
         figure = plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))

@@ -188,8 +188,10 @@ def test_the_cut_is_found_again_whatever_was_trained_above_it(tuned, network):
 
     below = key(fine_tune.below(network, BLOCK))
     assert key(fine_tune.below(tuned[0], BLOCK)) == below
-    others = [model.pooled(tuned[0]), model.pooled(network), fine_tune.below(network, "conv5_block2")]
-    assert len({below, *(key(part) for part in others)}) == 4
+    pooled = model.pooled(network)
+    unpooled = keras.Model(pooled.input, pooled.layers[-2].output, name="base")
+    others = [model.pooled(tuned[0]), pooled, unpooled, fine_tune.below(network, "conv5_block2")]
+    assert len({below, *(key(part) for part in others)}) == 5
 
 
 def test_too_small_a_cache_for_the_cut_is_refused_before_the_run_begins(tree, work):

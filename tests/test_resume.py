@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODES = {
     "cached": ["train.features=cached", "augment.flip=true"],
     "end_to_end": ["train.features=end_to_end", "augment.flip=true", "model.base=cnn"],
+    "fine_tuned": ["model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
 }
 
 
@@ -76,6 +77,7 @@ def kill_at_random(place, name, settings, kills, rng):
     ("end_to_end", 1, 4),
     pytest.param("cached", 50, 40, marks=pytest.mark.long),
     pytest.param("end_to_end", 20, 20, marks=pytest.mark.long),
+    pytest.param("fine_tuned", 10, 2, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, mode, kills, epochs):
     settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
@@ -276,7 +278,7 @@ def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, limit, wh
     assert process.wait() == 0, process.stderr.read()
 
 
-@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("mode", ["cached", "end_to_end", pytest.param("fine_tuned", marks=pytest.mark.long)])
 def test_the_same_settings_give_the_same_bits(tree, work, mode):
     outcomes = []
     for name in ("one", "two"):
