@@ -19,6 +19,7 @@ import pytest
 from conftest import tiny_settings
 
 import evaluate
+import features
 import files
 import resume
 import train
@@ -156,7 +157,7 @@ def test_a_finished_run_is_not_resumed(stopped):
     (lambda run: (run / "config.yaml").unlink(), [], "has no config.yaml"),
     (lambda run: (run / "split.csv").write_text("other"), [], "the split is no longer that of runs/half/split.csv"),
     (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
-    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "best": 0.1, "history": []}'), [], "came 0"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "best": 0.1, "history": [], "first": 0}'), [], "came 0"),
 ])  # fmt: skip
 def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, words):
     spoil(work / "runs" / "half")
@@ -190,8 +191,8 @@ def test_the_files_named_are_those_of_the_steps(tmp_path):
     names = pd.Series([f"{number}.png" for number in range(10)])
     watcher = watch.StopOnNoNumber(tmp_path, names, settings, None)
     watcher.on_epoch_begin(2)
-    kept = train.features.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
-    batches = list(train.features.train_dataset(kept, np.arange(10), settings, first=2))
+    kept = features.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
+    batches = list(features.train_dataset(kept, np.arange(10), settings, first=2))
     for step, (values, _) in enumerate(batches):
         expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
         assert watcher._names(step, step + 1).filename.tolist() == expected
