@@ -32,6 +32,7 @@ import phases
 import plots
 import resume
 import splits
+import stops
 import watch
 
 
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
     else:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
-    with held, resume.told(run):
+    with held, resume.told(run), stops.waiting() as came:
         for phase in plan:
             phase.begin(run / "best_model.keras")
             model.compile_model(phase.trained, settings.train, phase.rate)
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
                 epochs=phase.last,
                 steps_per_epoch=steps_of(rows, settings),
                 validation_data=phase.valid_batches,
-                callbacks=callbacks(run, rows, settings, phase, state, keeper),
+                callbacks=[*callbacks(run, rows, settings, phase, state, keeper), watch.StopBetweenSteps(came)],
             )
             if not (run / "best_model.keras").exists():
                 raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")

@@ -18,6 +18,7 @@ import checkpoint
 import familiar
 import model
 import pictures
+import png
 import predict
 import report
 
@@ -136,7 +137,7 @@ def test_broken_pictures_become_rows_and_the_rest_goes_on(quick, run, folder, ca
     (folder / "a" / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     saved(folder / "a" / "float.tif", np.ones((4, 4), np.float32))
     saved(folder / "a" / "wide.png", np.zeros((60, 60, 3), np.uint8))
-    monkeypatch.setattr(audit, "MAX_PIXELS", 3000)
+    monkeypatch.setattr(png, "MAX_PIXELS", 3000)
     status, table, told = table_of(run, folder, "--heatmaps", folder.parent / "maps", capsys=capsys)
     errors = {file.rsplit("/", 1)[1]: error for file, error in zip(table.file, table.error) if error}
     words = {
@@ -153,7 +154,7 @@ def test_broken_pictures_become_rows_and_the_rest_goes_on(quick, run, folder, ca
 
 def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", np.zeros((60, 60, 3), np.uint8))
-    monkeypatch.setattr(audit, "MAX_PIXELS", 3599)
+    monkeypatch.setattr(png, "MAX_PIXELS", 3599)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(InputError, match="60 x 60"):
         predict.read_rgb(path)

@@ -40,7 +40,7 @@ def test_the_folder_holds_what_a_run_leaves(run):
     folder, _ = run
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "split.csv", "best_model.keras", "history.csv", "history.png", "split.png", "environment.json",
-        "tensorboard",
+        "tensorboard", "state.npz", "train.lock",
     }  # fmt: skip
     history = pd.read_csv(folder / "history.csv")
     assert len(history) == 2 and {"loss", "accuracy", "precision", "recall", "auc", "val_loss", "learning_rate"} <= set(
