@@ -67,12 +67,14 @@ class KeepBest(keras.callbacks.Callback):
         whole: the model to save, which shares its layers with the one that is trained.
         path: of the checkpoint.
         about: what it says of itself, as `save` takes it.
-        best: the lowest loss of the epochs before.
+
+    Attributes:
+        best: the lowest loss of the epochs so far; a run that goes on puts it back.
     """
 
-    def __init__(self, whole: keras.Model, path: Path, about: dict, best: float = math.inf) -> None:
+    def __init__(self, whole: keras.Model, path: Path, about: dict) -> None:
         super().__init__()
-        self.whole, self.path, self.about, self.best = whole, path, about, best
+        self.whole, self.path, self.about, self.best = whole, path, about, math.inf
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         if logs["val_loss"] < self.best:

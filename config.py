@@ -91,12 +91,30 @@ class Augment(Section):
         return any(self.model_dump(exclude={"views"}).values())
 
 
+# Of ResNet50, in their order.
+BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 6, 3), 2) for block in range(blocks)]
+
+
 class Model(Section):
-    base: Literal["resnet50", "cnn"] = Field(description="resnet50, frozen, or cnn, small and trained from scratch")
+    base: Literal["resnet50", "cnn"] = Field(
+        description="resnet50, frozen up to trainable_from, or cnn, small and trained from scratch"
+    )
     weights: Line = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
+    trainable_from: Literal[("none", *BLOCKS)] = Field(
+        description="block of resnet50 that is fine-tuned with all behind it, conv2_block1 to conv5_block3, or none"
+    )
+
+    @model_validator(mode="after")
+    def _blocks_are_those_of_resnet50(self) -> Model:
+        if self.base != "resnet50" and self.trainable_from != "none":
+            raise ValueError(
+                f"trainable_from must be none with base {self.base}, which is trained whole; "
+                f"{', '.join(BLOCKS)} are blocks of resnet50, came {self.trainable_from}"
+            )
+        return self
 
 
 class Train(Section):
@@ -110,6 +128,12 @@ class Train(Section):
     initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
     maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
     step_size_epochs: int = Field(ge=1, le=100_000, description="epochs from foot to peak, 1 to 100000")
+    fine_tune_epochs: int = Field(
+        ge=1,
+        le=100_000,
+        description="passes over the training rows behind those of the head, under trainable_from, 1 to 100000",
+    )
+    fine_tune_lr: float = Field(gt=0, description="learning rate of these, constant, above 0")
     features: Literal["cached", "end_to_end"] = Field(
         description="cached (the base once an image) or end_to_end (every image through the network each epoch)"
     )
@@ -140,6 +164,16 @@ class Settings(Section):
     def cached(self) -> bool:
         """Whether training reads features from the cache; a base that is trained has none that stay."""
         return self.train.features == "cached" and self.model.base == "resnet50"
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether blocks of the base are trained after the head."""
+        return self.model.trainable_from != "none"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.train.epochs + (self.train.fine_tune_epochs if self.fine_tuned else 0)
 
     def to_yaml(self) -> str:
         """The settings as the text of a config file that loads to the same settings."""

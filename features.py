@@ -1,7 +1,7 @@
 """The frozen base, run once for each image and view and kept on disk under cache/.
 
-With a frozen base the pooled features of a picture never change, so every epoch, every repeated row and every later run
-with the same base reads them instead of running the network again.
+What a frozen part of the network makes of a picture never changes, so every epoch, every repeated row and every later
+run with the same part reads it instead of running the part again.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from store import Store
 
 # One shape for every pass: one graph, and a picture's features do not hang on how many came with it.
 BATCH = 32
+# Bytes of features that are read before they are needed.
+AHEAD = 2**25
 # Changes whenever the same settings would give other numbers than before.
 VERSION = 1
 
 
 class Features(NamedTuple):
-    """Pooled features of some rows: row r's view v is array[places[r, v]].
+    """Features of some rows: row r's view v is array[places[r, v]].
 
     Attributes:
-        array: memory map (any number, width of the base: 2048 for ResNet50), float32.
+        array: memory map (any number, *shape of a picture's features: 2048 for ResNet50's pooled ones), float32.
         places: (rows, views), int64.
     """
 
@@ -60,10 +62,21 @@ class Pass(NamedTuple):
 
 
 def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
-    """The base's pooled output for each row, from the cache or computed into it.
+    """The base's pooled output for each row; arguments and errors as those of `extract`, network of `model.build`."""
+    return extract(_pooled(network), rows, settings, augmented)
+
+
+@functools.lru_cache(maxsize=1)
+def _pooled(network: keras.Model) -> keras.Model:
+    # The same part for all rows of a run, so that its graph is made once.
+    return model.pooled(network)
+
+
+def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
+    """The output of a frozen part of the network for each row, from the cache or computed into it.
 
     Args:
-        network: of `model.build`; only its part up to the pooling counts.
+        part: from the pixels on; its name is that of the layer where it ends.
         rows: with path and pixels; rows of equal pixels share their features.
         settings: of the run.
         augmented: whether to take `augment.views` warped views of each picture in place of the plain one. A view's
@@ -79,23 +92,23 @@ def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, 
         for row in pictures_once.itertuples()
         for view in range(views)
     ]
-    width = network.get_layer("pooling").output.shape[-1]
-    kept = Store(store.CACHE / f"features-{key(network, settings, augmented)}", (width,), np.float32)
+    kept = Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32)
     kept.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(kept.folder):
-        _complete(kept, passes, network, settings, augmented)
+        _complete(kept, passes, part, settings, augmented)
     places = [[kept.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
     return Features(kept.memmap(), np.array(places))
 
 
-def key(network: keras.Model, settings: config.Settings, augmented: bool) -> str:
+def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
     """A hash of all that features hang on beside the pixels: another setting never meets old features."""
-    base = model.base_of(network)
     says = {
         "version": VERSION,
-        "weights": model.weights_hash(base),
+        # Of this part alone: what is trained behind it changes nothing.
+        "weights": model.weights_hash(part),
+        "output": part.name,
         "image_size": settings.data.image_size,
-        "precision": base.layers[-1].compute_dtype,
+        "precision": model.base_of(part).layers[-1].compute_dtype,
         "augment": settings.augment.model_dump(exclude={"views"}) if augmented else None,
         "seed": settings.data.seed if augmented else None,
     }
@@ -117,9 +130,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _complete(
-    kept: Store, passes: list[Pass], network: keras.Model, settings: config.Settings, augmented: bool
-) -> None:
+def _complete(kept: Store, passes: list[Pass], part: keras.Model, settings: config.Settings, augmented: bool) -> None:
     missing = set(kept.missing([item.name for item in passes]))
     todo = [item for item in passes if item.name in missing]
     what = "augmented views" if augmented else "pictures"
@@ -139,7 +150,7 @@ def _complete(
     fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
     needed = len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes
     store.make_room(needed, settings.train.cache_gib)
-    base = _compiled(network, model.weights_hash(network))
+    base = _compiled(part, model.weights_hash(part))
     chunks = [todo[start : start + store.CHUNK] for start in range(0, len(todo), store.CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
         # The next chunk is read and decoded while the base works on this one.
@@ -153,9 +164,9 @@ def _complete(
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled(network: keras.Model, weights: str) -> Callable:
+def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since making the graph takes seconds; other weights make another one.
-    return model.feature_function(network, BATCH)
+    return model.feature_function(part, BATCH)
 
 
 def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:
@@ -171,7 +182,7 @@ def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarr
 def _run(
     base: Callable, chunk: list[Pass], images: dict, augment: config.Augment | None, seed: int, bar: tqdm
 ) -> np.ndarray:
-    """The features (len(chunk), width) of the passes, in batches of BATCH, the last one filled up with zeros."""
+    """The features (len(chunk), *shape) of the passes, in batches of BATCH, the last one filled up with zeros."""
     features = []
     for start in range(0, len(chunk), BATCH):
         batch = chunk[start : start + BATCH]
@@ -210,7 +221,7 @@ def train_dataset(features: Features, labels: np.ndarray, settings: config.Setti
         first: the epoch to begin with.
 
     Returns:
-        Batches of features (n, width) and labels (n, 1), float32; the last batch of an epoch may be smaller.
+        Batches of features (n, *shape) and labels (n, 1), float32; the last batch of an epoch may be smaller.
     """
     rows, views = features.places.shape
     places, labels = tf.constant(features.places), tf.constant(labels[:, None], tf.float32)
@@ -221,8 +232,9 @@ def train_dataset(features: Features, labels: np.ndarray, settings: config.Setti
         chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
         return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
 
-    batches = tf.data.Dataset.range(first, settings.train.epochs).flat_map(epoch)
-    return batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE).prefetch(64)
+    batches = tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
+    batches = batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE)
+    return batches.prefetch(max(1, AHEAD // (settings.train.batch_size * features.array[0].nbytes)))
 
 
 def eval_dataset(features: Features, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
@@ -235,4 +247,4 @@ def eval_dataset(features: Features, labels: np.ndarray, batch_size: int) -> tf.
 def _gather(array: np.ndarray, where: tf.Tensor) -> tf.Tensor:
     # From the memory map, batch by batch, so that the features never have to fit into memory.
     gathered = tf.numpy_function(lambda places: array[places], [where], tf.float32, stateful=False)
-    return tf.ensure_shape(gathered, (None, array.shape[1]))
+    return tf.ensure_shape(gathered, (None, *array.shape[1:]))

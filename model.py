@@ -112,14 +112,13 @@ def _fetch_imagenet() -> Path:
         raise InputError(NO_IMAGENET.format(name=IMAGENET, reason=str(error).rpartition(": ")[2])) from None
 
 
-def feature_function(model: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The way from `batch` images (batch, size, size, 3), float32, to pooled features (batch, 2048) as one graph.
+def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The way of `batch` images (batch, size, size, 3), float32, through a part of the model, as one graph.
 
     XLA compiles it on a GPU; on a CPU it is slower than TensorFlow's own kernels. A frozen graph, its weights constant,
     is hardly faster and takes three times the memory.
     """
-    part = pooled(model)
-    shape = tf.TensorSpec((batch, *model.input_shape[1:]), tf.float32)
+    shape = tf.TensorSpec((batch, *part.input_shape[1:]), tf.float32)
     on_gpu = bool(tf.config.list_logical_devices("GPU"))
     return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
 
@@ -135,7 +134,7 @@ def head(model: keras.Model) -> keras.Model:
 
 def pooled(model: keras.Model) -> keras.Model:
     """The part of the model from the pixels to the pooled features (n, 2048), float32."""
-    return keras.Model(model.input, model.get_layer("pooling").output)
+    return keras.Model(model.input, model.get_layer("pooling").output, name="pooling")
 
 
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
@@ -175,10 +174,12 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
     )
 
 
-def compile_model(model: keras.Model, train: config.Train, rows: int) -> None:
-    """Compiles with gradient descent under the cyclical rate, binary cross-entropy and the thesis' metrics and AUC."""
+def compile_model(
+    model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
+) -> None:
+    """Compiles with gradient descent under a rate, binary cross-entropy and the thesis' metrics and AUC."""
     model.compile(
-        optimizer=keras.optimizers.SGD(cyclical_rate(train, rows), momentum=train.momentum),
+        optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
         metrics=[
             "accuracy",

@@ -42,7 +42,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
             tf.data.AUTOTUNE,
         )
 
-    return tf.data.Dataset.range(first, settings.train.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
 
 
 def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:

@@ -63,8 +63,13 @@ def split(table: pd.DataFrame) -> Figure:
     return grid.figure
 
 
-def history(epochs: pd.DataFrame) -> Figure:
-    """Loss, accuracy and learning rate over the epochs, with the epoch that was kept; columns as in history.csv."""
+def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
+    """Loss, accuracy and learning rate over the epochs, with the epoch that was kept.
+
+    Args:
+        epochs: columns as in history.csv.
+        fine_tuned_from: the first epoch, from 0, of the fine-tuning; None where there is none.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     number, best = epochs.epoch + 1, epochs.val_loss.idxmin()
     for axis, key in zip(axes, ["loss", "accuracy"]):
@@ -73,13 +78,20 @@ def history(epochs: pd.DataFrame) -> Figure:
         kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
         axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **kept)
         axis.set(title=key.capitalize())
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
-    axes[2].set(title="Learning rate at the end of the epoch", ylim=(0, None))
-    axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes[2].set(title="Learning rate at the end of the epoch")
+    if fine_tuned_from is None:
+        axes[2].set_ylim(0, None)
+        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    else:
+        # On a linear axis the small rate of the fine-tuning would look like none.
+        axes[2].set_yscale("log")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
+        if fine_tuned_from is not None:
+            axis.axvline(fine_tuned_from + 0.5, color="0.35", linestyle=":", label="fine-tuning begins")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside upper center")
     return figure
 
 

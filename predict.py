@@ -137,7 +137,7 @@ def predict(
         margin: what is less certain, by `calibration.certainty`, is to be reviewed.
         heatmaps: folder for an overlay of each picture, as the network sees it, named by its row and file.
     """
-    base, head = model.feature_function(network, features.BATCH), model.head(network)
+    base, head = model.feature_function(model.pooled(network), features.BATCH), model.head(network)
     tables = []
     for start, images, errors in _batches(paths, about["settings"].data.image_size):
         pooled = _run(base, images)

@@ -46,17 +46,20 @@ class State(NamedTuple):
         epoch: the next one, from 0.
         best: the lowest validation loss so far.
         history: a row an epoch, as in history.csv.
+        first: the epoch that the present phase of the run began with.
     """
 
     epoch: int = 0
     best: float = math.inf
     history: tuple[dict, ...] = ()
+    first: int = 0
 
 
 class Says(config.Section):
     """What stands beside the arrays in the file."""
 
     epoch: int = Field(ge=1)
+    first: int = Field(ge=0)
     best: float = Field(allow_inf_nan=True)
     history: list[dict[str, int | Annotated[float, Field(allow_inf_nan=True)]]]
 
@@ -74,15 +77,23 @@ class KeepState(keras.callbacks.Callback):
 
     def __init__(self, run: Path, state: State, keeper: checkpoint.KeepBest) -> None:
         super().__init__()
-        self.run, self.history, self.keeper = run, list(state.history), keeper
+        self.run, self.first, self.history, self.keeper = run, state.first, list(state.history), keeper
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        # A later phase begins from the best checkpoint, which its own first epoch may replace.
+        if self.first:
+            self._write()
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         self.history.append({"epoch": epoch, **{key: float(value) for key, value in sorted(logs.items())}})
-        says = {"epoch": epoch + 1, "best": self.keeper.best, "history": self.history}
+        self._write()
+        write_history(self.run, self.history)
+
+    def _write(self) -> None:
+        says = State(len(self.history), self.keeper.best, tuple(self.history), self.first)._asdict()
         arrays = {f"{number:06}": variable.numpy() for number, variable in enumerate(_variables(self.model))}
         with files.replacing(self.run / STATE) as beside:
             np.savez(beside, says=json.dumps(says), **arrays)
-        write_history(self.run, self.history)
 
 
 def write_history(run: Path, history: list[dict]) -> None:
@@ -90,8 +101,13 @@ def write_history(run: Path, history: list[dict]) -> None:
     files.write_text(run / "history.csv", pd.DataFrame(history).to_csv(index=False))
 
 
-def restore(trained: keras.Model, run: Path) -> State:
+def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
     """Puts the compiled model, its optimizer and history.csv where the run's last whole epoch left them.
+
+    Args:
+        trained: the model, which stays as it is where that epoch was one of another phase.
+        run: the run's folder.
+        first: the epoch that the present phase of the run begins with.
 
     Returns:
         Where the run stands; the beginning if no epoch was finished.
@@ -103,21 +119,17 @@ def restore(trained: keras.Model, run: Path) -> State:
     if not path.is_file():
         if (run / "history.csv").exists():
             raise InputError(f"{path}: is missing, so the run cannot go on from {run}/history.csv; start it anew")
-        return State()
+        return State(first=first)
     try:
         says, arrays = _read_state(path)
-        trained.optimizer.build(trained.trainable_variables)
-        variables = _variables(trained)
-        if len(arrays) != len(variables):
-            raise ValueError(f"needed are {len(variables)} arrays, came {len(arrays)}")
-        for variable, array in zip(variables, arrays):
-            variable.assign(array)
+        if says.first == first:
+            _assign(_variables(trained), arrays)
     except (*checkpoint.DAMAGE, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
     if math.isfinite(says.best) and not (run / "best_model.keras").is_file():
         raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start the run anew")
     write_history(run, says.history)
-    return State(says.epoch, says.best, tuple(says.history))
+    return State(says.epoch, says.best, tuple(says.history), first)
 
 
 def _read_state(path: Path) -> tuple[Says, list[np.ndarray]]:
@@ -130,10 +142,18 @@ def _read_state(path: Path) -> tuple[Says, list[np.ndarray]]:
         return says, [kept[name] for name in sorted(set(kept.files) - {"says"})]
 
 
+def _assign(variables: list, arrays: list[np.ndarray]) -> None:
+    if len(arrays) != len(variables):
+        raise ValueError(f"needed are {len(variables)} arrays, came {len(arrays)}")
+    for variable, array in zip(variables, arrays):
+        variable.assign(array)
+
+
 def _variables(trained: keras.Model) -> list:
-    """All that training changes: the weights of every layer but a frozen base, and the optimizer's variables."""
-    frozen = [layer for layer in trained.layers if isinstance(layer, keras.Model) and not layer.trainable]
-    weights = [weight for layer in trained.layers if layer not in frozen for weight in layer.weights]
+    """All that training changes: the weights of every layer that is not frozen, and the optimizer's variables."""
+    trained.optimizer.build(trained.trainable_variables)
+    layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
+    weights = [weight for layer in layers for weight in layer.weights]
     # Under float16 Keras counts these two not among the optimizer's variables.
     scale = getattr(trained.optimizer, "_loss_scale", None)
     return [*weights, *trained.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]

@@ -48,14 +48,15 @@ class Store:
     def missing(self, names: list[str]) -> list[str]:
         """Those of the names that have no array here; a chunk whose checksum is wrong is given up first."""
         self._read_index()
-        for chunk in sorted({self.places[name] // CHUNK for name in names if name in self.places} - self.checked):
+        unchecked = sorted({self.places[name] // CHUNK for name in names if name in self.places} - self.checked)
+        for chunk in tqdm(unchecked, "checking the cache", unit="chunk", delay=5):
             self._check(chunk)
         return [name for name in names if name not in self.places]
 
     def add(self, names: list[str], arrays: np.ndarray) -> None:
         """Writes one chunk of at most CHUNK arrays."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = np.ascontiguousarray(arrays, self.dtype).tobytes()
+        content = np.ascontiguousarray(arrays, self.dtype).ravel()
         with FileLock(self.folder / "write.lock"):
             self._read_index()
             chunk = next(number for number in itertools.count() if number not in self.chunks)

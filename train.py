@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,16 +22,14 @@ from config import InputError
 
 import keras
 import pandas as pd
-import tensorflow as tf
 
 import audit
 import checkpoint
 import data
 import device
-import features
 import files
 import model
-import pictures
+import phases
 import plots
 import resume
 import splits
@@ -83,61 +80,44 @@ def experiment(run: Path, settings: config.Settings) -> None:
     notice = [surroundings["notice"]] if surroundings["notice"] else []
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
-    trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
+    plan = phases.prepare(network, rows, valid, settings)
     if not run.exists():
         write_first_files(run, settings, table, surroundings)
-    model.compile_model(trained, settings.train, len(rows))
-    state = resume.restore(trained, run)
-    keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
-    with stops.waiting() as came:
-        trained.fit(
-            batches_from(state.epoch),
-            initial_epoch=state.epoch,
-            epochs=settings.train.epochs,
-            steps_per_epoch=steps_of(rows, settings),
-            validation_data=valid_batches,
-            callbacks=[*callbacks(run, rows, settings, state, keeper), watch.StopBetweenSteps(came)],
-        )
-    if not (run / "best_model.keras").exists():
-        raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
-    plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", surroundings["notice"])
+    keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table))
+    for phase in plan:
+        fit(phase, run, rows, settings, keeper)
+    figure = plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
+    plots.save(figure, run / "history.png", surroundings["notice"])
     print(f"run: {run}")
 
 
-def prepare(
-    network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings
-) -> tuple[keras.Model, Callable[[int], tf.data.Dataset], tf.data.Dataset]:
-    """What is trained, on what from which epoch on, and validated on what.
-
-    That is the head on cached features, or the network on pictures.
-    """
-    standardize = settings.model.standardize and settings.model.base == "resnet50"
-    if settings.cached or standardize:
-        kept = features.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
-    if standardize:
-        model.standardize(network, *features.statistics(kept))
-    if not settings.cached:
-        folder = audit.find_pictures(settings.data.root)
-        valid_batches = pictures.without_names(pictures.eval_dataset(valid, folder, settings))
-        return network, lambda first: pictures.train_dataset(rows, folder, settings, first), valid_batches
-    valid_kept, labels = features.pooled(network, valid, settings), rows.label_int.to_numpy()
-    valid_batches = features.eval_dataset(valid_kept, valid.label_int.to_numpy(), settings.train.batch_size)
-    return model.head(network), lambda first: features.train_dataset(kept, labels, settings, first), valid_batches
-
-
-def callbacks(
-    run: Path, rows: pd.DataFrame, settings: config.Settings, state: resume.State, keeper: checkpoint.KeepBest
-) -> list[keras.callbacks.Callback]:
-    """What happens beside the steps, in the order in which Keras calls it."""
-    rate = model.cyclical_rate(settings.train, len(rows))
-    return [
-        watch.StopOnNoNumber(run, rows.filename, settings, rate),
-        # Before those that write the logs, so that they find the rate among them.
-        model.LogRate(rate, steps_of(rows, settings)),
-        keeper,
-        resume.KeepState(run, state, keeper),
-        keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-    ]
+def fit(
+    phase: phases.Phase, run: Path, rows: pd.DataFrame, settings: config.Settings, keeper: checkpoint.KeepBest
+) -> None:
+    """Trains a phase from where the run stands; nothing is left to do where a resumed run has the phase behind it."""
+    phase.begin(keeper.path)
+    model.compile_model(phase.trained, settings.train, phase.rate)
+    state = resume.restore(phase.trained, run, phase.first)
+    keeper.best = state.best
+    with stops.waiting() as came:
+        phase.trained.fit(
+            phase.batches_from(state.epoch),
+            initial_epoch=state.epoch,
+            epochs=phase.last,
+            steps_per_epoch=steps_of(rows, settings),
+            validation_data=phase.valid_batches,
+            callbacks=[
+                watch.StopOnNoNumber(run, rows.filename, settings, phase.rate),
+                # Before those that write the logs, so that they find the rate among them.
+                model.LogRate(phase.rate, steps_of(rows, settings)),
+                keeper,
+                resume.KeepState(run, state, keeper),
+                keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+                watch.StopBetweenSteps(came),
+            ],
+        )
+    if not keeper.path.exists():
+        raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
 
 
 def steps_of(rows: pd.DataFrame, settings: config.Settings) -> int:

@@ -46,12 +46,13 @@ class StopOnNoNumber(keras.callbacks.Callback):
         if np.isfinite(logs["loss"]):
             return
         step = self.params["steps"] * self.epoch + first
-        names = self._names(first, self.done)
+        names, train = self._names(first, self.done), self.settings.train
+        rates = "train.maximal_lr and train.initial_lr" if self.epoch < train.epochs else "train.fine_tune_lr"
         files.write_text(self.run / "no_number.csv", names.to_csv(index=False))
         raise InputError(
             f"the loss is {logs['loss']} in epoch {self.epoch + 1}, steps {first + 1} to {self.done}, at a learning "
             f"rate of {float(self.rate(step)):.3g}; the files are {', '.join(names.filename[:NAMED])}, ..., all in "
-            f"{self.run}/no_number.csv; lower train.maximal_lr and train.initial_lr, or look at these files"
+            f"{self.run}/no_number.csv; lower {rates}, or look at these files"
         )
 
     def _names(self, first: int, after: int) -> pd.DataFrame:

@@ -22,6 +22,7 @@ import data
 import device
 import features
 import model
+import phases
 import pictures
 import splits
 import store
@@ -111,20 +112,24 @@ def test_a_view_is_the_warped_picture_by_its_own_seed(tree, rows, network):
     assert not np.allclose(values(kept, 0)[1], values(kept, 1)[1])
 
 
+def key(network, *rest):
+    return features.key(model.pooled(network), *rest)
+
+
 def test_every_setting_that_changes_the_features_changes_the_key(tree, network):
-    plain = features.key(network, options(tree), False)
-    assert plain == features.key(network, options(tree, "data.seed=9", "augment.flip=true", "train.epochs=9"), False)
-    others = {plain, features.key(network, options(tree, "data.image_size=64"), False)}
+    plain = key(network, options(tree), False)
+    assert plain == key(network, options(tree, "data.seed=9", "augment.flip=true", "train.epochs=9"), False)
+    others = {plain, key(network, options(tree, "data.image_size=64"), False)}
     others |= {
-        features.key(network, options(tree, *change), True)
+        key(network, options(tree, *change), True)
         for change in (["augment.flip=true"], ["augment.zoom=0.1"], ["augment.flip=true", "data.seed=1"])
     }
     trained = model.build(options(tree))
     base = trained.get_layer("resnet50")
     base.set_weights([array + 1e-6 for array in base.get_weights()])
-    others.add(features.key(trained, options(tree), False))
+    others.add(key(trained, options(tree), False))
     device.use_device("bfloat16")
-    others.add(features.key(model.build(options(tree)), options(tree), False))
+    others.add(key(model.build(options(tree)), options(tree), False))
     device.use_device("float32")
     assert len(others) == 7
 
@@ -269,16 +274,14 @@ def test_a_killed_extraction_ends_in_the_same_bytes(tree, tmp_path, kills):
 
 def fit(tree, place, mode, *overrides):
     """Head weights and validation predictions after training in one of the modes."""
-    import train
-
     settings = options(tree, f"train.features={mode}", *overrides)
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
     rows = splits.upsample(table[table.set == "train"], 0)
     network = model.build(settings)
-    trained, batches_from, valid = train.prepare(network, rows, table[table.set == "valid"], settings)
-    model.compile_model(trained, settings.train, len(rows))
-    trained.fit(batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
-    return network.get_layer("head").get_weights(), trained.predict(valid, verbose=0)
+    (head,) = phases.prepare(network, rows, table[table.set == "valid"], settings)
+    model.compile_model(head.trained, settings.train, head.rate)
+    head.trained.fit(head.batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
+    return network.get_layer("head").get_weights(), head.trained.predict(head.valid_batches, verbose=0)
 
 
 def test_cached_and_end_to_end_train_the_same_head(tree, place):

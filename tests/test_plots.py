@@ -51,6 +51,15 @@ def test_the_history_shows_what_the_log_says_and_marks_the_kept_epoch():
         assert axis.lines[2].get_xydata().tolist() == [[2, value]]
 
 
+def test_the_history_marks_where_the_fine_tuning_begins():
+    columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
+    epochs = pd.DataFrame({"epoch": range(4), **{column: [4.0, 3, 2, 1] for column in columns}})
+    marks = [list(axis.lines[-1].get_xdata()) for axis in plots.history(epochs, 2).axes]
+    # Between the second and the third epoch, which are numbered from 1.
+    assert marks == [[2.5, 2.5]] * 3
+    assert all(2.5 not in line.get_xdata() for axis in plots.history(epochs).axes for line in axis.lines)
+
+
 def test_the_gallery_puts_each_caption_and_colour_on_its_image():
     images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30, 40, 50, 60, 70)]
     labels = ["benign", "malignant"] * 3 + ["malignant"]

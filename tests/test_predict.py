@@ -28,7 +28,8 @@ def loaded(run):
     network, about = checkpoint.load(run / "best_model.keras")
     with pytest.MonkeyPatch.context() as patch:
         # The same network need not be traced anew, seconds each time, in every test.
-        patch.setattr(model, "feature_function", functools.lru_cache(model.feature_function))
+        for name in ("pooled", "feature_function"):
+            patch.setattr(model, name, functools.lru_cache(getattr(model, name)))
         yield network, {**about, "decision": None, "familiar": None}
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from conftest import tiny_settings
 
 import evaluate
+import features
 import files
 import resume
 import train
@@ -31,6 +32,7 @@ MODES = {
     "cached": ["train.features=cached", "augment.flip=true"],
     "end_to_end": ["train.features=end_to_end", "augment.flip=true"],
     "from_scratch": ["augment.flip=true", "model.base=cnn"],
+    "fine_tuned": ["model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
 }
 
 
@@ -84,6 +86,7 @@ def kill_at_random(place, name, settings, kills, rng):
     pytest.param("cached", 50, 40, marks=pytest.mark.long),
     pytest.param("end_to_end", 12, 12, marks=pytest.mark.long),
     pytest.param("from_scratch", 12, 20, marks=pytest.mark.long),
+    pytest.param("fine_tuned", 10, 2, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, mode, kills, epochs):
     settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
@@ -174,8 +177,8 @@ def test_a_finished_run_is_not_resumed(stopped):
     (lambda run: (run / "state.npz").unlink(), [], "state.npz: is missing"),
     (lambda run: np.savez_compressed(run / "state.npz", says="{}"), [], "its members are compressed"),
     (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
-    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "best": 0.1, "history": [{}]}'), [], "came 0"),
-    (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "best": 0.1, "history": []}'), [], "0 epochs, not 9"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}'), [], "came 0"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, not 9"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": "x"}'), [], "state.npz: damaged"),
     (lambda run: np.savez(run / "state.npz", says="[" * 10**5), [], "state.npz: damaged"),
 ])  # fmt: skip
@@ -214,8 +217,8 @@ def test_the_files_named_are_those_of_the_steps(tmp_path):
     names = pd.Series([f"{number}.png" for number in range(10)])
     watcher = watch.StopOnNoNumber(tmp_path, names, settings, None)
     watcher.on_epoch_begin(2)
-    kept = train.features.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
-    batches = list(train.features.train_dataset(kept, np.arange(10), settings, first=2))
+    kept = features.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
+    batches = list(features.train_dataset(kept, np.arange(10), settings, first=2))
     for step, (values, _) in enumerate(batches):
         expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
         assert watcher._names(step, step + 1).filename.tolist() == expected
@@ -304,7 +307,7 @@ def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, limit, wh
     assert process.wait() == 0, process.stderr.read()
 
 
-@pytest.mark.parametrize("mode", ["cached", "from_scratch"])
+@pytest.mark.parametrize("mode", ["cached", "from_scratch", pytest.param("fine_tuned", marks=pytest.mark.long)])
 def test_the_same_settings_give_the_same_bits(tree, work, mode):
     outcomes = []
     for name in ("one", "two"):
