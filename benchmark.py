@@ -141,7 +141,7 @@ def predict_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Set
 
 def fit_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
     """Keras' fit through the whole network in float32, each picture read from its PNG."""
-    model.compile_model(network, settings.train, len(rows))
+    model.compile_model(network, settings.train, model.cyclical_rate(settings.train, len(rows)))
     once = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 1})})
     batches = pictures.train_dataset(rows, Path("."), once)
     return lambda: network.fit(batches, verbose=0) and len(rows)
@@ -163,7 +163,7 @@ def train_head(network: keras.Model, settings: config.Settings, rows: int, momen
 
     def run() -> None:
         head = model.head(network)
-        model.compile_model(head, options.train, rows)
+        model.compile_model(head, options.train, model.cyclical_rate(options.train, rows))
         head.fit(
             features.train_dataset(kept, labels, options),
             epochs=EPOCHS,

@@ -175,10 +175,12 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
     )
 
 
-def compile_model(model: keras.Model, train: config.Train, rows: int) -> None:
-    """Compiles with gradient descent under the cyclical rate, binary cross-entropy and the thesis' metrics and AUC."""
+def compile_model(
+    model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
+) -> None:
+    """Compiles with gradient descent under a rate, binary cross-entropy and the thesis' metrics and AUC."""
     model.compile(
-        optimizer=keras.optimizers.SGD(cyclical_rate(train, rows), momentum=train.momentum),
+        optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
         metrics=[
             "accuracy",

@@ -83,6 +83,26 @@ def history(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
+def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> Figure:
+    """Loss against the learning rate, with the proposed interval.
+
+    Args:
+        curve: rate, loss and val_loss, as `find_lr.sweep` gives it.
+        interval: initial_lr and maximal_lr; None where nothing is proposed.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    axis.plot(curve.rate, curve.loss, color="0.25", label="training")
+    axis.plot(curve.rate, curve.val_loss, color="#009E73", label="validation", linestyle="--")
+    names = ["initial_lr: steepest fall", "maximal_lr: valley"]
+    for rate, name, line in zip(interval or (), names, [":", "-"]):
+        axis.axvline(rate, color="#CC79A7", linestyle=line, label=f"{name}, {rate:.1e}")
+    # Behind the valley the loss grows without end and would press the rest flat.
+    top = 2.5 * max(curve.loss[0], curve.val_loss[0])
+    axis.set(xscale="log", ylim=(0, top), xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
+    figure.legend(frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+    return figure
+
+
 def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
     """The confusion matrix in counts and in shares of the true class, drawn by scikit-plot."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")

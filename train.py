@@ -4,6 +4,7 @@ python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
 python train.py --resume runs/NAME                     goes on with a run that was stopped
+python train.py --find-lr                              proposes initial_lr and maximal_lr; trains nothing
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import data
 import device
 import features
 import files
+import find_lr
 import model
 import pictures
 import plots
@@ -42,14 +44,16 @@ def main(arguments: list[str]) -> None:
     """The experiment, in the order of time."""
     parser = config.CommandLine(__doc__)
     parser.add_settings()
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
+    instead.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
         held = resume.lock(run)
     else:
         settings = config.load_settings(args.config, args.overrides)
-        run = new_run(settings)
+        run = new_run(settings, "find-lr" if args.find_lr else "")
 
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
@@ -74,12 +78,16 @@ def main(arguments: list[str]) -> None:
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
     trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
+    if args.find_lr:
+        steps = settings.train.epochs * steps_of(rows, settings)
+        curve = find_lr.sweep(trained, batches_from(0), valid_batches, settings, steps)
+        return find_lr.report(curve, run, surroundings["notice"])
     if args.resume:
         resume.reopen(run, table)
     else:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
-    model.compile_model(trained, settings.train, len(rows))
+    model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, len(rows)))
     with held, resume.told(run):
         state = resume.restore(trained, run)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
@@ -149,12 +157,23 @@ def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame,
     begun.rename(run)
 
 
-def new_run(settings: config.Settings) -> Path:
-    """The path of a run's folder that is not there yet; raises InputError where it is."""
+def new_run(settings: config.Settings, search: str = "") -> Path:
+    """The path of a run's folder that is not there yet, or of the folder of a search for its settings.
+
+    Raises:
+        InputError: the run is there, or the search has no cached features to work on.
+    """
     name = settings.train.run
     if name == "auto":
         name = f"{settings.data.protocol}-seed{settings.data.seed}-{datetime.now():%Y%m%d-%H%M%S}"
     run = Path("runs") / name
+    if search:
+        if not settings.cached:
+            raise InputError(
+                f"--{search} trains the head on cached features: allowed are train.features=cached and "
+                f"model.base=resnet50, came {settings.train.features} and {settings.model.base}"
+            )
+        return run.with_name(f"{name}-{search}")
     if run.exists():
         raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
     return run

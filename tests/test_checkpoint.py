@@ -26,7 +26,7 @@ def saved(tree, pixels, tmp_path_factory):
     network = model.build(settings)
     pooled = model.pooled(network).predict(pixels, verbose=0)
     model.standardize(network, pooled.mean(axis=0), pooled.var(axis=0))
-    model.compile_model(network, settings.train, 32)
+    model.compile_model(network, settings.train, model.cyclical_rate(settings.train, 32))
     network.fit(pixels, np.array([[0], [1], [0], [1], [0], [1]]), verbose=0)
     path = tmp_path_factory.mktemp("run") / "best_model.keras"
     checkpoint.save(network, path, {"settings": settings.model_dump(), "split_sha256": "abc"})

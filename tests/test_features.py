@@ -276,7 +276,7 @@ def fit(tree, place, mode, *overrides):
     rows = splits.upsample(table[table.set == "train"], 0)
     network = model.build(settings)
     trained, batches_from, valid = train.prepare(network, rows, table[table.set == "valid"], settings)
-    model.compile_model(trained, settings.train, len(rows))
+    model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, len(rows)))
     trained.fit(batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
     return network.get_layer("head").get_weights(), trained.predict(valid, verbose=0)
 

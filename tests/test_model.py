@@ -33,7 +33,7 @@ def test_the_head_has_2049_weights_and_nothing_else_is_trained(tree):
 def test_training_moves_the_head_and_nothing_else(settings, network, pixels):
     before = [array.copy() for array in network.get_layer("resnet50").get_weights()]
     head = network.get_layer("head").get_weights()
-    model.compile_model(network, settings.train, 64)
+    model.compile_model(network, settings.train, model.cyclical_rate(settings.train, 64))
     network.fit(pixels, np.array([[0], [1], [0], [1], [0], [1]]), epochs=2, verbose=0)
     after = network.get_layer("resnet50").get_weights()
     assert len(before) == 318 and all((old == new).all() for old, new in zip(before, after))
