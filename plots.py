@@ -103,6 +103,40 @@ def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> F
     return figure
 
 
+def trials(tried: pd.DataFrame, objective: str, present: float | None) -> Figure:
+    """The score of each trial in their order and against each setting, with the best one marked.
+
+    Args:
+        tried: trial, status, val_loss, val_auc, epoch and a column a setting, as `tune.table` gives them.
+        objective: the column that was searched by.
+        present: score of the settings that the search started from; None if it was no number.
+    """
+    done = tried[tried.status == "completed"]
+    settings = list(tried.columns[tried.columns.get_loc("epoch") + 1 :])
+    best = done[objective].idxmin() if objective == "val_loss" else done[objective].idxmax()
+    figure, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained", sharey=True)
+    for axis, name in zip(axes.flat, ["trial", *settings]):
+        places = done[name]
+        if name not in ("trial", "initial_lr", "maximal_lr"):
+            # Values far apart, or true and false, stand evenly.
+            values = sorted(tried[name].unique())
+            places = places.map(values.index)
+            axis.set_xticks(range(len(values)), [str(value).lower() for value in values])
+            axis.set_xlim(-0.5, len(values) - 0.5)
+        elif name != "trial":
+            axis.set_xscale("log")
+        axis.plot(places, done[objective], ".", color=INK, alpha=0.7, label="trial")
+        if present is not None:
+            axis.axhline(present, color="#56B4E9", linestyle="--", label="present settings")
+        kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
+        axis.plot([places[best]], [done[objective][best]], label="best", **kept)
+        axis.set(xlabel=name, yscale="log" if objective == "val_loss" else "linear")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(objective)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
+    return figure
+
+
 def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
     """The confusion matrix in counts and in shares of the true class, drawn by scikit-plot."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")

@@ -152,10 +152,10 @@ def lock(run: Path) -> AcquireReturnProxy:
 
 
 @contextlib.contextmanager
-def told(run: Path) -> Iterator[None]:
-    """Says how to go on when the run is stopped or the disk is full."""
+def told(how: str) -> Iterator[None]:
+    """Says how to go on, the arguments `how` of train.py, when training is stopped or the disk is full."""
     try:
         yield
     except (KeyboardInterrupt, OSError):
-        print(f"\nstopped; go on with: python train.py --resume {run}", file=sys.stderr)
+        print(f"\nstopped; go on with: python train.py {how}", file=sys.stderr)
         raise

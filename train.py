@@ -4,7 +4,8 @@ python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
 python train.py --resume runs/NAME                     goes on with a run that was stopped
-python train.py --find-lr                              proposes initial_lr and maximal_lr; trains nothing
+python train.py --find-lr                              proposes initial_lr and maximal_lr; keeps no model
+python train.py --tune 40                              searches for settings in 40 trials; keeps no model
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import pictures
 import plots
 import resume
 import splits
+import tune
 import watch
 
 
@@ -47,13 +49,14 @@ def main(arguments: list[str]) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
     instead.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
+    instead.add_argument("--tune", metavar="TRIALS", type=tune.trials, help="search where the section tune says")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
         held = resume.lock(run)
     else:
         settings = config.load_settings(args.config, args.overrides)
-        run = new_run(settings, "find-lr" if args.find_lr else "")
+        run = new_run(settings, "find-lr" if args.find_lr else "tune" if args.tune else "")
 
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
@@ -77,6 +80,8 @@ def main(arguments: list[str]) -> None:
     notice = [surroundings["notice"]] if surroundings["notice"] else []
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
+    if args.tune:
+        return tune.search(args.tune, run, tune.prepare(network, rows, valid, settings), surroundings["notice"])
     trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
     if args.find_lr:
         steps = settings.train.epochs * steps_of(rows, settings)
@@ -88,7 +93,7 @@ def main(arguments: list[str]) -> None:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
     model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, len(rows)))
-    with held, resume.told(run):
+    with held, resume.told(f"--resume {run}"):
         state = resume.restore(trained, run)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
         trained.fit(
