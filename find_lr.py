@@ -28,7 +28,7 @@ SMOOTHING = 1.5
 HEADS = 5
 # Momentum spreads a gradient over 1 / (1 - momentum) steps; a rate's loss must not be that of a rate long past.
 LAGS_PER_DECADE = 3
-# A loss that is so many times its lowest has left the valley for good.
+# A loss that is so many times the one that the sweep began with has left the valley for good.
 DIVERGED = 4.0
 
 
@@ -67,7 +67,8 @@ def sweep(
     finally:
         head.set_weights(before)
     rates = [float(rate(per_point * (point + 1) - 1)) for point in range(POINTS)]
-    loss, val_loss = np.exp(np.log(losses).mean(axis=0))
+    # A loss of 0 has no logarithm.
+    loss, val_loss = np.exp(np.log(np.maximum(losses, keras.backend.epsilon())).mean(axis=0))
     return pd.DataFrame({"rate": rates, "loss": loss, "val_loss": val_loss})
 
 
@@ -98,7 +99,7 @@ def propose(curve: pd.DataFrame) -> tuple[float, float]:
     """
     loss = curve.val_loss.to_numpy()
     # Written so that NaN diverges too.
-    diverged = np.flatnonzero(~(loss <= DIVERGED * np.fmin.accumulate(loss)))
+    diverged = np.flatnonzero(~(loss <= DIVERGED * loss[0]))
     loss = gaussian_filter1d(loss[: diverged[0] if len(diverged) else None], SMOOTHING, mode="nearest")
     valley = int(np.argmin(loss)) if len(loss) else 0
     if valley == 0:

@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from scikitplot.metrics import plot_confusion_matrix
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
@@ -98,9 +100,17 @@ def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> F
         axis.axvline(rate, color="#CC79A7", linestyle=line, label=f"{name}, {rate:.1e}")
     # Behind the valley the loss grows without end and would press the rest flat.
     top = 2.5 * max(curve.loss[0], curve.val_loss[0])
-    axis.set(xscale="log", ylim=(0, top), xlabel="learning rate", ylabel="loss", title="Learning-rate range test")
-    figure.legend(frameon=False, ncols=4, loc="outside lower center", fontsize=9)
+    axis.set(xscale="log", ylim=(0, top), xlabel="learning rate", ylabel="loss")
+    _plain_powers(axis.xaxis)
+    figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9)
     return figure
+
+
+def _plain_powers(axis: Axis, digits: Sequence[int] = (1,)) -> None:
+    # Matplotlib writes powers of ten as formulas, and those are off here.
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def trials(tried: pd.DataFrame, objective: str, present: float | None) -> Figure:
@@ -125,14 +135,18 @@ def trials(tried: pd.DataFrame, objective: str, present: float | None) -> Figure
             axis.set_xlim(-0.5, len(values) - 0.5)
         elif name != "trial":
             axis.set_xscale("log")
+            _plain_powers(axis.xaxis)
         axis.plot(places, done[objective], ".", color=INK, alpha=0.7, label="trial")
         if present is not None:
             axis.axhline(present, color="#56B4E9", linestyle="--", label="present settings")
         kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
         axis.plot([places[best]], [done[objective][best]], label="best", **kept)
-        axis.set(xlabel=name, yscale="log" if objective == "val_loss" else "linear")
+        axis.set_xlabel(name)
     for axis in axes[:, 0]:
         axis.set_ylabel(objective)
+    if objective == "val_loss":
+        axes[0, 0].set_yscale("log")
+        _plain_powers(axes[0, 0].yaxis, (1, 2, 5))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper center")
     return figure
 
