@@ -95,7 +95,7 @@ def propose(curve: pd.DataFrame) -> tuple[float, float]:
         initial_lr and maximal_lr, with two digits.
 
     Raises:
-        InputError: the loss falls nowhere.
+        InputError: the loss falls nowhere below where it began.
     """
     loss = curve.val_loss.to_numpy()
     # Written so that NaN diverges too.
@@ -104,8 +104,9 @@ def propose(curve: pd.DataFrame) -> tuple[float, float]:
     valley = int(np.argmin(loss)) if len(loss) else 0
     if valley == 0:
         raise InputError(
-            f"--find-lr: at no rate from {LOWEST:g} to {HIGHEST:g} does the validation loss fall, so no rate can be "
-            "proposed; more validation images (data.valid_fraction), another data.seed or data.protocol may help"
+            f"--find-lr: the validation loss falls at no rate from {LOWEST:g} to {HIGHEST:g}, in the mean of {HEADS} "
+            "fresh heads, so none can be proposed; look at rates.png, and try a larger data.valid_fraction or another "
+            "data.seed"
         )
     steepest = int(np.argmin(np.gradient(loss)[:valley])) if valley > 1 else 0
     return float(f"{curve.rate[steepest]:.1e}"), float(f"{curve.rate[valley]:.1e}")

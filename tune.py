@@ -232,8 +232,14 @@ def report(
     row = tried[tried.trial == int(best.trial_id) + 1].iloc[0]
     print(f"present settings: {_told(present)}")
     print(f"best of {len(tried)} trials: {_told(row)}", *(f"  {k}: {v}" for k, v in searched(found).items()), sep="\n")
+    if present and not _better(row, present, objective):
+        print(f"no trial has a better {objective} than the present settings")
     print(f"all trials: {folder}/trials.csv, {folder}/trials.png")
     print(f"next: python train.py --config {folder}/best.yaml")
+
+
+def _better(one: pd.Series, other: dict[str, float], objective: str) -> bool:
+    return one[objective] < other[objective] if OBJECTIVES[objective] == "min" else one[objective] > other[objective]
 
 
 def _told(scores: dict[str, float] | pd.Series) -> str:

@@ -119,7 +119,7 @@ def test_one_lucky_point_is_no_valley():
 
 @pytest.mark.parametrize("losses", [np.linspace(0.6, 5, 50), np.full(50, np.nan)])
 def test_a_loss_that_falls_nowhere_is_told(losses):
-    with pytest.raises(InputError, match="at no rate from 1e-06 to 10 does the validation loss fall"):
+    with pytest.raises(InputError, match="the validation loss falls at no rate from 1e-06 to 10"):
         find_lr.propose(curve_of(losses))
 
 

@@ -202,6 +202,19 @@ def test_the_objective_chooses_and_a_trial_that_diverges_is_on_record(prepared, 
     assert best.train.maximal_lr == tried.maximal_lr[winner - 1]
 
 
+@pytest.mark.parametrize("objective, present, told", [
+    ("val_loss", (0.2, 0.5), True), ("val_loss", (0.4, 0.5), False),
+    ("val_auc", (0.2, 0.7), True), ("val_auc", (0.2, 0.5), False),
+])  # fmt: skip
+def test_a_search_that_finds_nothing_better_says_so(prepared, folder, monkeypatch, capsys, objective, present, told):
+    monkeypatch.setattr(tune, "fit", scored(present, (0.3, 0.6)))
+    tune.search(
+        1, folder, prepared._replace(settings=tune._changed(prepared.settings, tune={"objective": objective})), ""
+    )
+    words = f"no trial has a better {objective} than the present settings"
+    assert (words in capsys.readouterr().out) == told
+
+
 def test_a_search_without_a_number_is_told(prepared, folder, monkeypatch):
     monkeypatch.setattr(tune, "fit", scored(*[None] * 6))
     with pytest.raises(InputError, match="lower tune.maximal_lr"):
