@@ -18,7 +18,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal
+from typing import Annotated, Any, Callable, Literal, TypeVar
 
 # TensorFlow reads the level when it is imported, and every command imports this file first. At 2 it still reports
 # three missing CUDA plug-ins on every machine without a GPU.
@@ -55,6 +55,26 @@ def _printable(value: str) -> str:
 Line = Annotated[str, AfterValidator(_printable)]
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
 Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
+Positive = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+
+
+def _rising(values: list[float]) -> list[float]:
+    if values[0] > values[1]:
+        raise ValueError(f"a range is [low, high] with low at most high, came {values}")
+    return values
+
+
+def _each_once(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError(f"choices must differ from each other, came {values}")
+    return values
+
+
+Item = TypeVar("Item")
+Range = Annotated[list[Item], Field(min_length=2, max_length=2), AfterValidator(_rising)]
+Choices = Annotated[list[Item], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class Data(Section):
@@ -122,16 +142,14 @@ class Train(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="name of the folder under runs/; auto takes protocol, seed and time",
     )
-    epochs: int = Field(ge=1, le=100_000, description="passes over the training rows, 1 to 100000")
-    batch_size: int = Field(ge=1, le=100_000, description="images a step, 1 to 100000")
-    momentum: float = Field(ge=0, lt=1, description="of the gradient descent, 0 to below 1")
+    epochs: Count = Field(description="passes over the training rows, 1 to 100000")
+    batch_size: Count = Field(description="images a step, 1 to 100000")
+    momentum: Momentum = Field(description="of the gradient descent, 0 to below 1")
     initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
     maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
-    step_size_epochs: int = Field(ge=1, le=100_000, description="epochs from foot to peak, 1 to 100000")
-    fine_tune_epochs: int = Field(
-        ge=1,
-        le=100_000,
-        description="passes over the training rows behind those of the head, under trainable_from, 1 to 100000",
+    step_size_epochs: Count = Field(description="epochs from foot to peak, 1 to 100000")
+    fine_tune_epochs: Count = Field(
+        description="passes over the training rows behind those of the head, under trainable_from, 1 to 100000"
     )
     fine_tune_lr: float = Field(gt=0, description="learning rate of these, constant, above 0")
     features: Literal["cached", "end_to_end"] = Field(
@@ -152,6 +170,21 @@ class Train(Section):
         return self
 
 
+class Tune(Section):
+    objective: Literal["val_loss", "val_auc"] = Field(
+        description="of --tune: val_loss (log loss) or val_auc, both at the epoch of lowest val_loss, which a run keeps"
+    )
+    maximal_lr: Range[Positive] = Field(description="range of train.maximal_lr, [low, high] above 0; logarithmic")
+    initial_share: Range[Annotated[float, Field(gt=0, le=1)]] = Field(
+        description="range of train.initial_lr / train.maximal_lr, above 0 to 1; logarithmic"
+    )
+    momentum: Choices[Momentum] = Field(description="choices for train.momentum; a single one is not searched")
+    batch_size: Choices[Count] = Field(description="choices for train.batch_size")
+    epochs: Choices[Count] = Field(description="choices for train.epochs")
+    step_size_epochs: Choices[Count] = Field(description="choices for train.step_size_epochs")
+    standardize: Choices[bool] = Field(description="choices for model.standardize")
+
+
 class Settings(Section):
     """Every setting of a run; config.yaml holds the defaults."""
 
@@ -159,6 +192,7 @@ class Settings(Section):
     augment: Augment
     model: Model
     train: Train
+    tune: Tune
 
     @property
     def cached(self) -> bool:

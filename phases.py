@@ -32,6 +32,7 @@ class Phase(NamedTuple):
         rate: the learning rate as a function of the step.
         first: epoch, from 0.
         last: the epoch behind the last one.
+        steps: of an epoch, the last of which may be smaller.
         batches_from: gives the training batches from an epoch on.
         valid_batches: those of the validation.
     """
@@ -41,6 +42,7 @@ class Phase(NamedTuple):
     rate: keras.optimizers.schedules.LearningRateSchedule
     first: int
     last: int
+    steps: int
     batches_from: Callable[[int], tf.data.Dataset]
     valid_batches: tf.data.Dataset
 
@@ -59,17 +61,17 @@ def prepare(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, setti
     """
     # The larger features first, so that a limit that is too small for them stops the run at once.
     second = [_fine_tuning(network, rows, valid, settings)] if settings.fine_tuned else []
-    return [_head(network, rows, valid, settings), *second]
+    return [head(network, rows, valid, settings), *second]
 
 
-def _head(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> Phase:
-    """The head on cached features, or the network on pictures."""
+def head(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> Phase:
+    """The first phase: the head on cached features, or the network on pictures."""
     standardize = settings.model.standardize and settings.model.base == "resnet50"
     if settings.cached or standardize:
         kept = features.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
     if standardize:
         model.standardize(network, *features.statistics(kept))
-    span = (model.cyclical_rate(settings.train, len(rows)), 0, settings.train.epochs)
+    span = (model.cyclical_rate(settings.train, len(rows)), 0, settings.train.epochs, _steps(rows, settings))
     if not settings.cached:
         return Phase(lambda best: None, network, *span, *_on_pictures(rows, valid, settings))
     valid_kept = features.pooled(network, valid, settings)
@@ -85,13 +87,17 @@ def _fine_tuning(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, 
         network.load_weights(best)
         fine_tune.unfreeze(network, block)
 
-    span = (fine_tune.rate(settings.train), settings.train.epochs, settings.epochs)
+    span = (fine_tune.rate(settings.train), settings.train.epochs, settings.epochs, _steps(rows, settings))
     if not settings.cached or settings.augment.active:
         return Phase(begin, network, *span, *_on_pictures(rows, valid, settings))
     kept = features.extract(fine_tune.below(network, block), pd.concat([rows, valid]), settings)
     kept, valid_kept = (kept._replace(places=places) for places in (kept.places[: len(rows)], kept.places[len(rows) :]))
     batches = _on_features(kept, rows, valid_kept, valid, settings)
     return Phase(begin, fine_tune.above(network, block), *span, *batches)
+
+
+def _steps(rows: pd.DataFrame, settings: config.Settings) -> int:
+    return -(-len(rows) // settings.train.batch_size)
 
 
 def _on_features(

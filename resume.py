@@ -245,14 +245,19 @@ def alone_in(run: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(run: Path) -> Iterator[None]:
-    """Says how to go on when the run is stopped; what TensorFlow then raises is told in one line."""
+def told(run: Path, again: str) -> Iterator[None]:
+    """Says how to go on when training is stopped; what TensorFlow then raises is told in one line.
+
+    Args:
+        run: the run's folder.
+        again: arguments of train.py that go on from what is in it.
+    """
     try:
         yield
     except (KeyboardInterrupt, OSError, tf.errors.OpError) as stop:
         if not is_finished(run):
-            again = f"python train.py --resume {run}" if run.exists() else "the same command; no epoch was begun"
-            print(f"\nstopped; go on with: {again}", file=sys.stderr)
+            command = f"python train.py {again}" if run.exists() else "the same command; no epoch was begun"
+            print(f"\nstopped; go on with: {command}", file=sys.stderr)
         if isinstance(stop, tf.errors.OpError):
             raise InputError(f"TensorFlow: {stop.message.splitlines()[0]}") from None
         raise

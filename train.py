@@ -4,18 +4,15 @@ python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
 python train.py --resume runs/NAME                     goes on with a run that was stopped
+python train.py --find-lr                              proposes initial_lr and maximal_lr; keeps no model
+python train.py --tune 40                              searches for settings in 40 trials; keeps no model
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
-import subprocess
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import config  # first, because it quiets TensorFlow
 from config import InputError
@@ -27,36 +24,62 @@ import audit
 import checkpoint
 import data
 import device
-import files
+import find_lr
 import model
 import phases
 import plots
+import record
 import resume
 import splits
 import stops
+import tune
 import watch
 
 
+class Begun(NamedTuple):
+    """What every training begins with.
+
+    Attributes:
+        settings: with the precision that is used.
+        table: a row an image, with its set.
+        rows: those of training, upsampled.
+        valid: those of validation.
+        network: of `model.build`.
+        surroundings: for environment.json.
+    """
+
+    settings: config.Settings
+    table: pd.DataFrame
+    rows: pd.DataFrame
+    valid: pd.DataFrame
+    network: keras.Model
+    surroundings: dict
+
+
 def main(arguments: list[str]) -> None:
-    """A new run or one that goes on, with no other process in its folder."""
+    """A new run, one that goes on, or a search for settings; with no other process in its folder."""
     parser = config.CommandLine(__doc__)
     parser.add_settings()
-    parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
+    instead.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
+    instead.add_argument("--tune", metavar="TRIALS", type=tune.trials, help="search where the section tune says")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = Path("runs") / name_of(settings)
-    with resume.alone_in(run), resume.told(run):
+    if args.find_lr or args.tune:
+        return search(run, settings, args.tune)
+    with resume.alone_in(run), resume.told(run, f"--resume {run}"):
         if run.exists() and not args.resume:
             raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
-        experiment(run, settings)
+        experiment(run, begin(settings))
 
 
-def experiment(run: Path, settings: config.Settings) -> None:
-    """The experiment, in the order of time; a run whose folder is there goes on where it stood."""
-    # What can be refused is refused before the first long step and before anything is written.
+def begin(settings: config.Settings) -> Begun:
+    """The images, their split and the network; what can be refused is refused before the first long step."""
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
@@ -66,24 +89,26 @@ def experiment(run: Path, settings: config.Settings) -> None:
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
     table = splits.split(table, settings.data)
-    surroundings = environment(settings, table, network) | {
-        "device": machine,
-        "data_sha256": version,
-        "dropped": dropped,
-    }
-    if run.exists():
-        resume.reopen(run, surroundings)
-
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
+    found = {"device": machine, "data_sha256": version, "dropped": dropped}
+    surroundings = record.environment(settings, table, network) | found
+
     drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
     notice = [surroundings["notice"]] if surroundings["notice"] else []
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
+    return Begun(settings, table, rows, valid, network, surroundings)
 
+
+def experiment(run: Path, begun: Begun) -> None:
+    """Trains, phase after phase; a run whose folder is there goes on where it stood."""
+    settings, table, rows, valid, network, surroundings = begun
+    if run.exists():
+        resume.reopen(run, surroundings)
     plan = phases.prepare(network, rows, valid, settings)
     if not run.exists():
-        write_first_files(run, settings, table, surroundings)
-    keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table))
+        record.write_first_files(run, settings, table, surroundings)
+    keeper = checkpoint.KeepBest(network, run / "best_model.keras", record.about(settings, table))
     for phase in plan:
         fit(phase, run, rows, settings, keeper)
     figure = plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
@@ -104,12 +129,12 @@ def fit(
             phase.batches_from(state.epoch),
             initial_epoch=state.epoch,
             epochs=phase.last,
-            steps_per_epoch=steps_of(rows, settings),
+            steps_per_epoch=phase.steps,
             validation_data=phase.valid_batches,
             callbacks=[
                 watch.StopOnNoNumber(run, rows.filename, settings, phase.rate),
                 # Before those that write the logs, so that they find the rate among them.
-                model.LogRate(phase.rate, steps_of(rows, settings)),
+                model.LogRate(phase.rate, phase.steps),
                 keeper,
                 resume.KeepState(run, state, keeper),
                 keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
@@ -120,20 +145,21 @@ def fit(
         raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
 
 
-def steps_of(rows: pd.DataFrame, settings: config.Settings) -> int:
-    """Steps of an epoch, the last of which may be smaller."""
-    return -(-len(rows) // settings.train.batch_size)
-
-
-def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame, surroundings: dict) -> None:
-    """The run's folder, with what a run is known by before its first step; it appears as a whole."""
-    files.remove_leftovers(run.parent, of=run.name)
-    begun = run.with_name(f".{os.getpid()}.{run.name}")
-    files.write_text(begun / "config.yaml", settings.to_yaml())
-    files.write_text(begun / "split.csv", splits.to_csv(table))
-    plots.save(plots.split(table), begun / "split.png", surroundings["notice"])
-    files.write_text(begun / "environment.json", json.dumps(surroundings, indent=1))
-    begun.rename(run)
+def search(run: Path, settings: config.Settings, trials: int | None) -> None:
+    """A search for settings, into runs/NAME-tune, or for the learning rate alone, into runs/NAME-find-lr."""
+    name = "tune" if trials else "find-lr"
+    if not settings.cached:
+        raise InputError(
+            f"--{name} trains the head on cached features: allowed are train.features=cached and "
+            f"model.base=resnet50, came {settings.train.features} and {settings.model.base}"
+        )
+    folder = run.with_name(f"{run.name}-{name}")
+    with resume.alone_in(folder), resume.told(folder, f"--tune {trials} --config {folder}/config.yaml"):
+        settings, _, rows, valid, network, surroundings = begin(settings)
+        if trials:
+            return tune.search(trials, folder, tune.prepare(network, rows, valid, settings), surroundings["notice"])
+        curve = find_lr.sweep(phases.head(network, rows, valid, settings), settings)
+        find_lr.report(curve, folder, surroundings["notice"])
 
 
 def name_of(settings: config.Settings) -> str:
@@ -141,40 +167,6 @@ def name_of(settings: config.Settings) -> str:
     if settings.train.run != "auto":
         return settings.train.run
     return f"{settings.data.protocol}-seed{settings.data.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def about(settings: config.Settings, table: pd.DataFrame) -> dict:
-    """What the checkpoint says of itself."""
-    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
-
-
-def environment(settings: config.Settings, table: pd.DataFrame, network: keras.Model) -> dict:
-    """What another machine needs to know to repeat the run."""
-    packages = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
-    return {
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "platform": platform.platform(),
-        "seed": settings.data.seed,
-        "git_commit": git_commit(),
-        "split_sha256": splits.digest(splits.to_csv(table)),
-        "weights_sha256": model.weights_hash(model.base_of(network)),
-        "leaks": splits.leaks(table),
-        "notice": data.notice(settings.data.root),
-    }
-
-
-def git_commit() -> str:
-    """The commit of this code, with `-dirty` behind it where files were changed; empty without a checkout or git."""
-    if not shutil.which("git"):
-        return ""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return told.stdout.strip()
 
 
 if __name__ == "__main__":

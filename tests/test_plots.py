@@ -164,3 +164,25 @@ def test_a_figure_is_saved_with_its_note(tmp_path):
     plots.save(figures[1], tmp_path / "noted.png", "research only")
     heights = [Image.open(tmp_path / f"{name}.png").height for name in ("plain", "noted")]
     assert heights[1] > heights[0] and not plots.plt.get_fignums()
+
+
+def test_the_range_test_shows_both_losses_and_the_interval():
+    curve = pd.DataFrame({"rate": [1e-3, 1e-2, 1e-1], "loss": [0.9, 0.5, 0.1], "val_loss": [1.0, 0.4, 50.0]})
+    axis = plots.rates(curve, (1e-3, 1e-2)).axes[0]
+    assert [line.get_ydata().tolist() for line in axis.lines[:2]] == [[0.9, 0.5, 0.1], [1.0, 0.4, 50.0]]
+    assert [line.get_xdata()[0] for line in axis.lines[2:]] == [1e-3, 1e-2]
+    assert axis.get_ylim()[1] < 50 and len(plots.rates(curve).axes[0].lines) == 2
+
+
+def test_the_trials_show_the_best_one_and_leave_out_those_that_diverged():
+    tried = pd.DataFrame({
+        "trial": [1, 2, 3], "status": ["completed", "failed", "completed"], "val_loss": [0.9, np.nan, 0.4],
+        "val_auc": [0.8, np.nan, 0.6], "epoch": [1, np.nan, 2], "maximal_lr": [0.1, 1.0, 0.01],
+        "standardize": [True, False, False],
+    })  # fmt: skip
+    for objective, best, loss in (("val_loss", 3, 0.4), ("val_auc", 1, 0.8)):
+        trial, rate, standardize = plots.trials(tried, objective, None).axes[:3]
+        assert trial.lines[0].get_xdata().tolist() == [1, 3]
+        assert trial.lines[-1].get_xydata().tolist() == [[best, loss]]
+        assert rate.get_xscale() == "log"
+        assert [label.get_text() for label in standardize.get_xticklabels()] == ["false", "true"]
