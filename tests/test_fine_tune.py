@@ -38,13 +38,17 @@ TUNED = [
 CUT = "conv5_block2_out"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """One folder, so that the tests share a cache."""
     place = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         yield place
+
+
+@pytest.fixture(autouse=True)
+def own_place(work):
+    """One working folder for all, so that the tests share a cache."""
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +89,12 @@ def prepare(tree, *overrides):
 
 def fine_tune_once(tree, best, *overrides):
     """The network, what it was trained on, and what it predicts in validation, after the second phase alone."""
-    settings, network, rows, (_, second) = prepare(tree, *overrides)
+    settings, network, _, (_, second) = prepare(tree, *overrides)
     second.begin(best)
     model.compile_model(second.trained, settings.train, second.rate)
-    steps = train.steps_of(rows, settings)
-    second.trained.fit(second.batches_from(1), initial_epoch=1, epochs=3, steps_per_epoch=steps, verbose=0)
+    second.trained.fit(
+        second.batches_from(1), initial_epoch=1, epochs=second.last, steps_per_epoch=second.steps, verbose=0
+    )
     shape = second.trained.input_shape[1:]
     return network, shape, second.trained.predict(second.valid_batches, verbose=0)
 
