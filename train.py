@@ -35,28 +35,36 @@ import pictures
 import plots
 import resume
 import splits
+import strategy
 import watch
 
 
 def main(arguments: list[str]) -> None:
-    """The experiment, in the order of time."""
+    """Reads the settings, joins the devices and runs the experiment on them."""
     parser = config.CommandLine(__doc__)
     parser.add_settings()
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
-        held = resume.lock(run)
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = new_run(settings)
+    with strategy.joined(settings.train, run) as folder:
+        experiment(folder, settings, resumed=bool(args.resume))
+    print(f"run: {run}")
 
+
+def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
+    """The experiment, in the order of time."""
+    if resumed:
+        held = resume.lock(run)
     # What can be refused is refused before the first long step and before anything is written.
     table = data.read_table(settings.data)
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
     settings = device.with_precision(settings)
-    machine = device.use_device(settings.train.precision, settings.train.deterministic)
+    machine = device.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
@@ -74,7 +82,7 @@ def main(arguments: list[str]) -> None:
     print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
 
     trained, batches_from, valid_batches = prepare(network, rows, valid, settings)
-    if args.resume:
+    if resumed:
         resume.reopen(run, table)
     else:
         write_first_files(run, settings, table, surroundings)
@@ -82,19 +90,21 @@ def main(arguments: list[str]) -> None:
     model.compile_model(trained, settings.train, len(rows))
     with held, resume.told(run):
         state = resume.restore(trained, run)
+        strategy.same(settings=settings.to_yaml(), data=surroundings["data_sha256"], epoch=state.epoch)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
         trained.fit(
-            batches_from(state.epoch),
+            strategy.spread(batches_from(state.epoch), weighted=True),
             initial_epoch=state.epoch,
             epochs=settings.train.epochs,
             steps_per_epoch=steps_of(rows, settings),
-            validation_data=valid_batches,
+            validation_data=strategy.spread(valid_batches),
+            validation_steps=steps_of(valid, settings),
             callbacks=callbacks(run, rows, settings, state, keeper),
         )
+        strategy.wait()
         if not (run / "best_model.keras").exists():
             raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
         plots.save(plots.history(pd.read_csv(run / "history.csv")), run / "history.png", surroundings["notice"])
-    print(f"run: {run}")
 
 
 def prepare(
