@@ -113,8 +113,8 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
     )
-    strategy: Literal["auto", "one", "mirrored", "slurm"] = Field(
-        description="auto (all GPUs, and the hosts of TF_CONFIG), one (device), mirrored (all devices) or slurm (its hosts)"
+    strategy: Literal["auto", "one", "mirrored"] = Field(
+        description="auto (all GPUs, and the hosts of TF_CONFIG), one (device) or mirrored (all devices of this host)"
     )
 
     @model_validator(mode="after")

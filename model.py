@@ -185,6 +185,8 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
 def compile_model(model: keras.Model, train: config.Train, rows: int) -> None:
     """Compiles with gradient descent under the cyclical rate, binary cross-entropy and the thesis' metrics and AUC."""
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    # Keras has summed up the metrics over the devices already, and would do it again for the progress bar.
+    model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(cyclical_rate(train, rows), momentum=train.momentum),
         loss="binary_crossentropy",

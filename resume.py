@@ -157,5 +157,6 @@ def told(run: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, OSError):
-        print(f"\nstopped; go on with: python train.py --resume {run}", file=sys.stderr)
+        if run.exists():
+            print(f"\nstopped; go on with: python train.py --resume {run}", file=sys.stderr)
         raise

@@ -42,15 +42,15 @@ def joined(train: config.Train, run: Path) -> Iterator[Path]:
         The folder to write to: in the first worker the run's own, in the others a temporary one with the same files.
 
     Raises:
-        InputError: TF_CONFIG or Slurm's variables name no cluster, or a run of several workers has no name; a worker
-            was lost before there was anything to go on with.
+        InputError: TF_CONFIG names no cluster, or the run of several workers has no name; a worker was lost before
+            there was anything to go on with.
     """
     try:
         strategy = _strategy(train, run)
         with strategy.scope() if strategy else contextlib.nullcontext(), _own_folder(run) as own:
             yield own
     except LOST as error:
-        if train.strategy != "slurm" and "TF_CONFIG" not in os.environ:
+        if train.strategy == "one" or "TF_CONFIG" not in os.environ:
             raise
         _start_again(run, error)
 
@@ -59,26 +59,29 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
     """The strategy that `train.strategy` and TF_CONFIG ask for; None for a single device."""
     if train.strategy == "one":
         return None
-    if train.strategy == "slurm" or "TF_CONFIG" in os.environ:
+    gpus = device.grow_memory()
+    if "TF_CONFIG" in os.environ:
         if train.run == "auto" and not run.exists():
-            raise InputError("train.run: several workers need one name for their run, for instance train.run=a, came auto")
-        resolver = _slurm() if train.strategy == "slurm" else _tf_config()
-        device.grow_memory()
+            raise InputError("train.run: several workers need one name for their run, train.run=a say, came auto")
+        resolver = _cluster()
         print("waiting until all workers are there", flush=True)
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    gpus = device.grow_memory()
     if train.strategy == "mirrored" or len(gpus) > 1:
         seen = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([one.name for one in seen])
     return None
 
 
-def _tf_config() -> tf.distribute.cluster_resolver.ClusterResolver:
+def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     text = os.environ["TF_CONFIG"]
     try:
         says = json.loads(text)
         hosts = says["cluster"][says["task"]["type"]]
-        whole = set(says["cluster"]) <= {"chief", "worker"} and 0 <= says["task"]["index"] < len(hosts)
+        whole = (
+            isinstance(hosts, list)
+            and set(says["cluster"]) <= {"chief", "worker"}
+            and 0 <= says["task"]["index"] < len(hosts)
+        )
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -87,16 +90,6 @@ def _tf_config() -> tf.distribute.cluster_resolver.ClusterResolver:
             f"with an index of these workers, came {text[:200]}"
         )
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-
-
-def _slurm() -> tf.distribute.cluster_resolver.ClusterResolver:
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=gpus, gpus_per_task=gpus, auto_set_gpu=False)
-        resolver.cluster_spec()
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"train.strategy: slurm needs srun with one task a host: {error}") from None
-    return resolver
 
 
 def place() -> tuple[int, int]:
@@ -115,7 +108,8 @@ def devices() -> int:
 def describe() -> str:
     """The devices of a run in words, behind a comma; nothing for a single one."""
     replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, place()[1]
-    return f", {replicas} devices of {workers} workers" if workers > 1 else f", {replicas} devices" if replicas > 1 else ""
+    over = f" of {workers} workers" if workers > 1 else ""
+    return f", {replicas} devices{over}" if replicas > 1 else ""
 
 
 @contextlib.contextmanager
@@ -140,13 +134,17 @@ def _start_again(run: Path, error: Exception) -> None:
     """Replaces this process by one that goes on with the run; it waits for the worker that is missing."""
     if not run.exists():
         raise InputError(f"a worker was lost before the first step ({type(error).__name__}); start all of them again")
-    print(f"\na worker was lost ({type(error).__name__}); going on as soon as it is there again", file=sys.stderr, flush=True)
+    print(
+        f"\na worker was lost ({type(error).__name__}); going on as soon as it is there again",
+        file=sys.stderr,
+        flush=True,
+    )
     os.execv(sys.executable, [sys.executable, sys.argv[0], "--resume", str(run)])
 
 
 def wait() -> None:
     """Waits until all workers are here."""
-    # TensorFlow's collectives crash on tensors without elements.
+    # A number, since TensorFlow's collectives crash on an empty tensor.
     same(nothing=0)
 
 
@@ -167,8 +165,8 @@ def same(**values: int | str) -> None:
     for name, column in zip(values, told.T):
         if len(set(column)) > 1:
             raise InputError(
-                f"the workers differ in {name} ({', '.join(map(str, column))}); start all with the same settings, on "
-                "the same folders runs/ and cache/"
+                f"the workers differ in {name} ({', '.join(map(str, column))}); needed are the same settings and data, "
+                "and one folder runs/ and cache/ for all"
             )
 
 

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = new_run(settings)
-    with strategy.joined(settings.train, run) as folder:
+    with resume.told(run), strategy.joined(settings.train, run) as folder:
         experiment(folder, settings, resumed=bool(args.resume))
     print(f"run: {run}")
 
@@ -68,6 +68,7 @@ def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
     network = model.build(settings)
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
+    strategy.same(settings=settings.to_yaml(), data=version)
     table = splits.split(table, settings.data)
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]
@@ -88,9 +89,9 @@ def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
     model.compile_model(trained, settings.train, len(rows))
-    with held, resume.told(run):
+    with held:
         state = resume.restore(trained, run)
-        strategy.same(settings=settings.to_yaml(), data=surroundings["data_sha256"], epoch=state.epoch)
+        strategy.same(epoch=state.epoch)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
         trained.fit(
             strategy.spread(batches_from(state.epoch), weighted=True),
