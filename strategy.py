@@ -65,7 +65,10 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
             raise InputError("train.run: several workers need one name for their run, train.run=a say, came auto")
         resolver = _cluster()
         print("waiting until all workers are there", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        except tf.errors.UnknownError as error:
+            raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
     if train.strategy == "mirrored" or len(gpus) > 1:
         seen = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([one.name for one in seen])
