@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+import stops
 
 
 @contextlib.contextmanager
@@ -21,7 +19,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
-    with _undisturbed():
+    with stops.waiting():
         try:
             yield beside
             with beside.open("rb") as file:
@@ -29,24 +27,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the write under way is finished."""
-    # Python runs handlers in the main thread alone, and allows them to be set there alone.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-    handlers = {number: signal.signal(number, lambda came, _: waiting.append(came)) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in waiting:
-            signal.raise_signal(number)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -62,6 +62,8 @@ def grid(name: str, overrides: list[str]) -> dict[str, list[str]]:
     >>> grid("a", ["data.fold=1,2", "data.seed=0"])
     {'a-1': ['data.fold=1', 'data.seed=0', 'train.run=a-1'], 'a-2': ['data.fold=2', 'data.seed=0', 'train.run=a-2']}
     """
+    if any(text.startswith("train.run=") for text in overrides):
+        raise InputError("train.run is the grid's to give; give its NAME instead")
     keys, values = [text.partition("=")[0] for text in overrides], [text.partition("=")[2] for text in overrides]
     runs = {}
     for chosen in itertools.product(*(value.split(",") for value in values)):

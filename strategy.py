@@ -23,19 +23,20 @@ import numpy as np
 import tensorflow as tf
 
 import device
+import stops
 
 # What TensorFlow raises in the workers that are left when one is gone.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.FailedPreconditionError)
 
 
 @contextlib.contextmanager
-def joined(train: config.Train, run: Path) -> Iterator[Path]:
+def joined(settings: config.Settings, run: Path) -> Iterator[Path]:
     """Puts the model that is built within on all devices; starts this process again when another worker was lost.
 
     It is entered before the first operation of TensorFlow, and waits until all workers are there.
 
     Args:
-        train: the section `train` of the settings.
+        settings: of the run, the same in all workers.
         run: the run's folder, which all workers see.
 
     Yields:
@@ -46,11 +47,13 @@ def joined(train: config.Train, run: Path) -> Iterator[Path]:
             there was anything to go on with.
     """
     try:
-        strategy = _strategy(train, run)
-        with strategy.scope() if strategy else contextlib.nullcontext(), _own_folder(run) as own:
-            yield own
+        strategy = _strategy(settings.train, run)
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            same(settings=settings.to_yaml())
+            with _own_folder(run) as own:
+                yield own
     except LOST as error:
-        if train.strategy == "one" or "TF_CONFIG" not in os.environ:
+        if settings.train.strategy == "one" or "TF_CONFIG" not in os.environ:
             raise
         _start_again(run, error)
 
@@ -66,7 +69,8 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
         resolver = _cluster()
         print("waiting until all workers are there", flush=True)
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+            with stops.at_once():
+                return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except tf.errors.UnknownError as error:
             raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
     if train.strategy == "mirrored" or len(gpus) > 1:
@@ -118,18 +122,14 @@ def describe() -> str:
 @contextlib.contextmanager
 def _own_folder(run: Path) -> Iterator[Path]:
     if place()[0] == 0:
-        wait()
         yield run
         return
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / run.name
-        # Only after this is the run's folder that of the first worker's last moment.
-        wait()
         if run.exists():
             own.mkdir()
-            for path in run.glob("[!.]*"):
-                if path.is_file():
-                    shutil.copy(path, own)
+            for path in filter(Path.is_file, run.glob("[!.]*")):
+                shutil.copy(path, own)
         yield own
 
 
@@ -163,7 +163,8 @@ def same(**values: int | str) -> None:
     if place()[1] == 1:
         return
     numbers = [value if isinstance(value, int) else zlib.crc32(value.encode()) for value in values.values()]
-    told = _gather(tf.constant([numbers], tf.int64))
+    with stops.at_once():
+        told = _gather(tf.constant([numbers], tf.int64))
     told = tf.distribute.get_strategy().experimental_local_results(told)[0].numpy()
     for name, column in zip(values, told.T):
         if len(set(column)) > 1:

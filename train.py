@@ -35,6 +35,7 @@ import pictures
 import plots
 import resume
 import splits
+import stops
 import strategy
 import watch
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = new_run(settings)
-    with resume.told(run), strategy.joined(settings.train, run) as folder:
+    with resume.told(run), strategy.joined(settings, run) as folder:
         experiment(folder, settings, resumed=bool(args.resume))
     print(f"run: {run}")
 
@@ -68,7 +69,7 @@ def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
     network = model.build(settings)
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
-    strategy.same(settings=settings.to_yaml(), data=version)
+    strategy.same(data=version, precision=settings.train.precision)
     table = splits.split(table, settings.data)
 
     train, valid = table[table.set == "train"], table[table.set == "valid"]
@@ -89,7 +90,7 @@ def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
         write_first_files(run, settings, table, surroundings)
         held = resume.lock(run)
     model.compile_model(trained, settings.train, len(rows))
-    with held:
+    with held, stops.waiting() as came:
         state = resume.restore(trained, run)
         strategy.same(epoch=state.epoch)
         keeper = checkpoint.KeepBest(network, run / "best_model.keras", about(settings, table), state.best)
@@ -100,7 +101,7 @@ def experiment(run: Path, settings: config.Settings, resumed: bool) -> None:
             steps_per_epoch=steps_of(rows, settings),
             validation_data=strategy.spread(valid_batches),
             validation_steps=steps_of(valid, settings),
-            callbacks=callbacks(run, rows, settings, state, keeper),
+            callbacks=[*callbacks(run, rows, settings, state, keeper), watch.StopBetweenSteps(came)],
         )
         strategy.wait()
         if not (run / "best_model.keras").exists():

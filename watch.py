@@ -1,4 +1,4 @@
-"""What a long run watches itself for: a loss that is no number."""
+"""What a long run watches for: a loss that is no number, and the wish that it stop."""
 
 from __future__ import annotations
 
@@ -60,3 +60,21 @@ class StopOnNoNumber(keras.callbacks.Callback):
         size = self.settings.train.batch_size
         rows = np.arange(first * size, min(after * size, len(order)))
         return pd.DataFrame({"step": rows // size + 1, "filename": self.names[order[rows]]})
+
+
+class StopBetweenSteps(keras.callbacks.Callback):
+    """Ends training after the step in which a signal came: TensorFlow, stopped within one, may raise other errors.
+
+    Args:
+        came: what `stops.waiting` yields.
+    """
+
+    def __init__(self, came: list[int]) -> None:
+        super().__init__()
+        self.came = came
+
+    def _stop_if_asked(self, batch: int, logs: dict | None = None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+
+    on_train_batch_end = on_test_batch_end = on_epoch_end = _stop_if_asked

@@ -44,7 +44,7 @@ settings = config.load_settings(None, ["train.run=a"])
 
 def main(arguments):
     run = Path("runs/a")
-    with strategy.joined(settings.train, run) as own:
+    with strategy.joined(settings, run) as own:
         number, workers = strategy.place()
         print(number, workers, strategy.devices(), own == run, (own / "split.csv").read_text(), *strategy.share([*"abc"]))
         strategy.same(epoch=int(arguments[0]))
@@ -203,7 +203,7 @@ def test_what_names_no_cluster_is_refused(tree, tmp_path, monkeypatch, given, se
 def test_one_device_is_one_whatever_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "anything")
     settings = config.load_settings(None, ["train.strategy=one"])
-    with strategy.joined(settings.train, tmp_path / "run") as own:
+    with strategy.joined(settings, tmp_path / "run") as own:
         assert own == tmp_path / "run" and strategy.place() == (0, 1) and strategy.describe() == ""
 
 
@@ -221,3 +221,24 @@ def test_a_cache_that_is_not_shared_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
     with pytest.raises(InputError, match="cache/ must be one folder for all hosts"):
         store.wait_for(store.Store(tmp_path, (4,), np.float32), ["a"])
+
+
+def test_the_line_for_slurm_gives_each_host_its_number(tmp_path):
+    """The script of the README, with stand-ins for Slurm's commands and for Python."""
+    script = next(text for text in (ROOT / "README.md").read_text().split("```\n") if text.startswith("#!/bin/bash"))
+    for name, does in {
+        "scontrol": "printf 'node2\\nnode10\\n'",
+        "srun": 'shift; SLURM_NODEID=0 "$@"; SLURM_NODEID=1 "$@"',
+        "python": 'echo "$TF_CONFIG" "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[2,10]"}
+    for arguments in (["train.py", "train.run=two"], ["train.py", "--resume", "runs/two"]):
+        told = subprocess.check_output(["bash", "-c", script], cwd=tmp_path, env=environment, text=True).splitlines()
+        for number, line in enumerate(told):
+            says, rest = json.JSONDecoder().raw_decode(line)
+            assert says["cluster"] == {"worker": ["node2:8470", "node10:8470"]}
+            assert says["task"] == {"type": "worker", "index": number} and line[rest:].split() == arguments
+        assert len(told) == 2
+        (tmp_path / "runs/two").mkdir(parents=True, exist_ok=True)

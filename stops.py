@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: kept waiting where they would do harm."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait until the block is left; a second one does not.
+
+    Yields:
+        The numbers of the signals that came.
+    """
+    came: list[int] = []
+    # Python runs handlers in the main thread alone, and allows them to be set there alone.
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, note) for number in STOPS}
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process where it waits for others; Python would see them only after the wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
