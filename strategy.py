@@ -69,6 +69,7 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
         resolver = _cluster()
         print("waiting until all workers are there", flush=True)
         try:
+            # SIGTERM is TensorFlow's own until all are there.
             with stops.at_once():
                 return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except tf.errors.UnknownError as error:
