@@ -1,6 +1,7 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
 # make test:  everything from a clean checkout to the tests.
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
+# make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
@@ -10,8 +11,10 @@ RUN := .venv/bin/python
 SEEDS := 0
 BASES := resnet50 cnn
 CONFIG := sample.yaml
+SETTINGS := data.protocol=row,patient data.seed=0,1
+JOBS := 1
 
-.PHONY: train protocols claim test lint
+.PHONY: train protocols claim grid test lint
 
 train: .venv/ready
 	$(RUN) sample.py sample
@@ -35,6 +38,10 @@ claim: .venv/ready
 		test $$base = cnn && set -- train.maximal_lr=0.05; \
 		$(RUN) train.py --config $(CONFIG) model.base=$$base data.seed=$$seed train.run=$$run "$$@" || exit; done; done && \
 	$(RUN) evaluate.py $$runs
+
+grid: .venv/ready
+	$(RUN) sample.py sample
+	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
 
 test: .venv/ready-test
 	$(RUN) -m ruff check --no-cache .

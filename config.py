@@ -162,6 +162,9 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
     )
+    strategy: Literal["auto", "one", "mirrored"] = Field(
+        description="auto (all GPUs, and the hosts of TF_CONFIG), one (device) or mirrored (all devices of this host)"
+    )
 
     @model_validator(mode="after")
     def _foot_below_peak(self) -> Train:

@@ -35,14 +35,20 @@ def use_device(precision: str, deterministic: bool = False) -> str:
     Returns:
         One line that names the device and the precision.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = grow_memory()
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"
+
+
+def grow_memory() -> list:
+    """Lets the GPUs take memory as they need it, which only works before the first operation; gives the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
 
 
 def _fast_precision(gpus: list) -> str:

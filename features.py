@@ -30,6 +30,7 @@ import audit
 import model
 import pictures
 import store
+import strategy
 from store import Store
 
 # One shape for every pass: one graph, and a picture's features do not hang on how many came with it.
@@ -95,6 +96,7 @@ def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, au
     kept = Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32)
     kept.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(kept.folder):
+        strategy.wait()
         _complete(kept, passes, part, settings, augmented)
     places = [[kept.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
     return Features(kept.memmap(), np.array(places))
@@ -117,7 +119,13 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; a process that computes the same features is waited for, not repeated."""
+    """Holds the folder's lock; a process that computes the same features is waited for, not repeated.
+
+    Of a run's workers the first holds it for all.
+    """
+    if strategy.place()[0] > 0:
+        yield
+        return
     lock = FileLock(folder / "compute.lock")
     try:
         lock.acquire(timeout=0)
@@ -146,10 +154,21 @@ def _complete(kept: Store, passes: list[Pass], part: keras.Model, settings: conf
         (folder / "used").touch()
     if not todo:
         return
+    if strategy.place()[0] == 0:
+        fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
+        store.make_room(len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes, settings.train.cache_gib)
+    # No worker adds to the cache before all have seen what is missing, so that they share out the same.
+    strategy.wait()
+    if mine := strategy.share(todo):
+        _extract(kept, sources, mine, part, settings, augmented)
+    strategy.wait()
+    store.wait_for(kept, [item.name for item in passes])
+
+
+def _extract(
+    kept: Store, sources: Store, todo: list[Pass], part: keras.Model, settings: config.Settings, augmented: bool
+) -> None:
     folder = audit.find_pictures(settings.data.root)
-    fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
-    needed = len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes
-    store.make_room(needed, settings.train.cache_gib)
     base = _compiled(part, model.weights_hash(part))
     chunks = [todo[start : start + store.CHUNK] for start in range(0, len(todo), store.CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
@@ -166,7 +185,7 @@ def _complete(kept: Store, passes: list[Pass], part: keras.Model, settings: conf
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since making the graph takes seconds; other weights make another one.
-    return model.feature_function(part, BATCH)
+    return strategy.at_once(model.feature_function(part, BATCH))
 
 
 def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:
@@ -182,18 +201,25 @@ def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarr
 def _run(
     base: Callable, chunk: list[Pass], images: dict, augment: config.Augment | None, seed: int, bar: tqdm
 ) -> np.ndarray:
-    """The features (len(chunk), *shape) of the passes, in batches of BATCH, the last one filled up with zeros."""
+    """The features (len(chunk), *shape) of the passes, in batches of BATCH, one for each device at a time."""
     features = []
-    for start in range(0, len(chunk), BATCH):
-        batch = chunk[start : start + BATCH]
-        filled = np.zeros((BATCH, *images[batch[0].pixels].shape), np.float32)
-        filled[: len(batch)] = [images[item.pixels] for item in batch]
-        if augment:
-            draws = [_draws(item, seed) for item in batch] + [np.zeros(pictures.DRAWS)] * (BATCH - len(batch))
-            filled = pictures.warp(tf.constant(filled), augment, tf.constant(np.array(draws, np.float32)))
-        features.append(base(tf.constant(filled)).numpy()[: len(batch)])
-        bar.update(len(batch))
+    batches = [chunk[start : start + BATCH] for start in range(0, len(chunk), BATCH)]
+    for start in range(0, len(batches), strategy.devices()):
+        now = batches[start : start + strategy.devices()]
+        outputs = base([_filled(batch, images, augment, seed) for batch in now])
+        features += [output[: len(batch)] for output, batch in zip(outputs, now)]
+        bar.update(sum(map(len, now)))
     return np.concatenate(features)
+
+
+def _filled(batch: list[Pass], images: dict, augment: config.Augment | None, seed: int) -> tf.Tensor:
+    """The pictures of the passes, warped, (BATCH, size, size, 3), float32, filled up with zeros."""
+    filled = np.zeros((BATCH, *images[batch[0].pixels].shape), np.float32)
+    filled[: len(batch)] = [images[item.pixels] for item in batch]
+    if not augment:
+        return tf.constant(filled)
+    draws = [_draws(item, seed) for item in batch] + [np.zeros(pictures.DRAWS)] * (BATCH - len(batch))
+    return pictures.warp(tf.constant(filled), augment, tf.constant(np.array(draws, np.float32)))
 
 
 def _draws(item: Pass, seed: int) -> np.ndarray:

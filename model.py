@@ -73,20 +73,27 @@ def base_of(network: keras.Model) -> keras.Model:
 def _resnet50(weights: str) -> keras.Model:
     # The untrained base is the same for every seed, as a trained one is; the seed is the head's.
     keras.utils.set_random_seed(0)
-    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
+    with tf.variable_creator_scope(_never_reduced):
+        base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
     if weights != "random":
         _load_base(base, weights)
     base.trainable = False
     return base
 
 
+def _never_reduced(create: Callable, **how: object) -> tf.Variable:
+    """Creates a variable that every device reads for itself: a frozen base's statistics are the same on all of them."""
+    return create(**{**how, "synchronization": tf.VariableSynchronization.ON_WRITE})
+
+
 def _cnn() -> keras.Model:
     """Four rounds of convolution and halving, 32 to 256 channels: what "a CNN" means beside a ResNet50."""
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     images = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 128)(images)
     for channels in (32, 64, 128, 256):
         x = keras.layers.Conv2D(channels, 3, padding="same", use_bias=False)(x)
-        x = keras.layers.BatchNormalization(momentum=0.9)(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, synchronized=several)(x)
         x = keras.layers.MaxPooling2D()(keras.layers.Activation("relu")(x))
     return keras.Model(images, x, name="cnn")
 
@@ -178,15 +185,21 @@ def compile_model(
     model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
 ) -> None:
     """Compiles with gradient descent under a rate, binary cross-entropy and the thesis' metrics and AUC."""
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    # Keras has summed up the metrics over the devices already, and would do it again for the progress bar.
+    model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
         metrics=[
+            # Over several devices Keras' own loss of an epoch weighs each part of a batch alike, whatever its rows.
+            *([keras.metrics.BinaryCrossentropy(name="loss")] if several else []),
             "accuracy",
             keras.metrics.Precision(name="precision"),
             keras.metrics.Recall(name="recall"),
             keras.metrics.AUC(name="auc"),
         ],
+        weighted_metrics=[],
         # The head's steps are so short that calling each from Python would take longer than the steps themselves.
         steps_per_execution=64 if model.name == HEAD else 1,
     )

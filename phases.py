@@ -33,6 +33,7 @@ class Phase(NamedTuple):
         first: epoch, from 0.
         last: the epoch behind the last one.
         steps: of an epoch, the last of which may be smaller.
+        valid_steps: of a validation.
         batches_from: gives the training batches from an epoch on.
         valid_batches: those of the validation.
     """
@@ -43,6 +44,7 @@ class Phase(NamedTuple):
     first: int
     last: int
     steps: int
+    valid_steps: int
     batches_from: Callable[[int], tf.data.Dataset]
     valid_batches: tf.data.Dataset
 
@@ -71,7 +73,7 @@ def head(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings
         kept = features.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
     if standardize:
         model.standardize(network, *features.statistics(kept))
-    span = (model.cyclical_rate(settings.train, len(rows)), 0, settings.train.epochs, _steps(rows, settings))
+    span = (model.cyclical_rate(settings.train, len(rows)), 0, settings.train.epochs, *_steps(rows, valid, settings))
     if not settings.cached:
         return Phase(lambda best: None, network, *span, *_on_pictures(rows, valid, settings))
     valid_kept = features.pooled(network, valid, settings)
@@ -87,7 +89,7 @@ def _fine_tuning(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, 
         network.load_weights(best)
         fine_tune.unfreeze(network, block)
 
-    span = (fine_tune.rate(settings.train), settings.train.epochs, settings.epochs, _steps(rows, settings))
+    span = (fine_tune.rate(settings.train), settings.train.epochs, settings.epochs, *_steps(rows, valid, settings))
     if not settings.cached or settings.augment.active:
         return Phase(begin, network, *span, *_on_pictures(rows, valid, settings))
     kept = features.extract(fine_tune.below(network, block), pd.concat([rows, valid]), settings)
@@ -96,8 +98,8 @@ def _fine_tuning(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, 
     return Phase(begin, fine_tune.above(network, block), *span, *batches)
 
 
-def _steps(rows: pd.DataFrame, settings: config.Settings) -> int:
-    return -(-len(rows) // settings.train.batch_size)
+def _steps(rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> tuple[int, int]:
+    return -(-len(rows) // settings.train.batch_size), -(-len(valid) // settings.train.batch_size)
 
 
 def _on_features(

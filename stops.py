@@ -38,3 +38,17 @@ def waiting() -> Iterator[list[int]]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the process where it waits for others; Python would see them only after the wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

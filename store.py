@@ -135,6 +135,19 @@ def _read_chunk(path: Path, stamp: int) -> Chunk | None:
         return None
 
 
+def wait_for(kept: Store, names: list[str]) -> None:
+    """Waits for arrays that other processes have written: a folder on a network shows them some seconds later.
+
+    Raises:
+        InputError: they do not come within a minute.
+    """
+    for _ in range(60):
+        if not kept.missing(names):
+            return
+        time.sleep(1)
+    raise InputError(f"{kept.folder}: what other workers computed is not here; cache/ must be one folder for all hosts")
+
+
 def make_room(needed: int, limit_gib: float) -> None:
     """Deletes cache entries, the longest unused first, until `needed` more bytes stay below the limit.
 

@@ -32,6 +32,7 @@ import record
 import resume
 import splits
 import stops
+import strategy
 import tune
 import watch
 
@@ -72,10 +73,11 @@ def main(arguments: list[str]) -> None:
         run = Path("runs") / name_of(settings)
     if args.find_lr or args.tune:
         return search(run, settings, args.tune)
-    with resume.alone_in(run), resume.told(run, f"--resume {run}"):
-        if run.exists() and not args.resume:
+    with resume.told(run, f"--resume {run}"), strategy.joined(settings, run) as folder, resume.alone_in(folder):
+        if folder.exists() and not args.resume:
             raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
-        experiment(run, begin(settings))
+        experiment(folder, begin(settings))
+    print(f"run: {run}")
 
 
 def begin(settings: config.Settings) -> Begun:
@@ -84,10 +86,11 @@ def begin(settings: config.Settings) -> Begun:
     audit.find_pictures(settings.data.root)
     splits.split(table, settings.data)
     settings = device.with_precision(settings)
-    machine = device.use_device(settings.train.precision, settings.train.deterministic)
+    machine = device.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
     table, dropped = audit.sound(table, settings.data)
     version = audit.data_version(table)
+    strategy.same(data=version, precision=settings.train.precision)
     table = splits.split(table, settings.data)
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
@@ -113,7 +116,6 @@ def experiment(run: Path, begun: Begun) -> None:
         fit(phase, run, rows, settings, keeper)
     figure = plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
     plots.save(figure, run / "history.png", surroundings["notice"])
-    print(f"run: {run}")
 
 
 def fit(
@@ -123,14 +125,16 @@ def fit(
     phase.begin(keeper.path)
     model.compile_model(phase.trained, settings.train, phase.rate)
     state = resume.restore(phase.trained, run, phase.first)
+    strategy.same(epoch=state.epoch)
     keeper.best = state.best
     with stops.waiting() as came:
         phase.trained.fit(
-            phase.batches_from(state.epoch),
+            strategy.spread(phase.batches_from(state.epoch), weighted=True),
             initial_epoch=state.epoch,
             epochs=phase.last,
             steps_per_epoch=phase.steps,
-            validation_data=phase.valid_batches,
+            validation_data=strategy.spread(phase.valid_batches),
+            validation_steps=phase.valid_steps,
             callbacks=[
                 watch.StopOnNoNumber(run, rows.filename, settings, phase.rate),
                 # Before those that write the logs, so that they find the rate among them.
@@ -141,6 +145,7 @@ def fit(
                 watch.StopBetweenSteps(came),
             ],
         )
+    strategy.wait()
     if not keeper.path.exists():
         raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
 

@@ -86,7 +86,7 @@ class FakeHead:
 
 
 def stopped_phase(head, steps=10):
-    return phases.Phase(None, FakeHead(head), None, 0, 1, steps, lambda first: tf.data.Dataset.range(1), None)
+    return phases.Phase(None, FakeHead(head), None, 0, 1, steps, 1, lambda first: tf.data.Dataset.range(1), None)
 
 
 def test_a_stopped_sweep_leaves_the_model_bit_identical(settings, small, float32):

@@ -1,0 +1,102 @@
+"""Trains many runs, some at a time, and compares them: python grid.py NAME section.key=a,b,... [--jobs N]
+
+python grid.py a data.protocol=row,patient data.seed=0,1,2 --jobs 2  six runs, two at a time, and their comparison
+python grid.py b data.protocol=fold data.fold=1,2,3,4,5              the five official folds
+python grid.py c data.seed=0,1,2,3 --share 1/2                       the first of two hosts; on the other: --share 2/2
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import config
+from config import InputError
+
+from tqdm import tqdm
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: list[str]) -> int:
+    """Trains what is missing of this share of the grid, then evaluates all of it if no run is missing any more."""
+    parser = config.CommandLine(__doc__)
+    parser.add_argument("name", metavar="NAME", help="what the names of the runs begin with")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
+    parser.add_argument(
+        "--share", default="1/1", metavar="I/N", help="train each Nth run, beginning with the Ith [1/1]"
+    )
+    parser.add_settings()
+    args = parser.parse(arguments)
+    common = ["--config", args.config] if args.config else []
+    runs = grid(args.name, args.overrides)
+    for settings in runs.values():
+        config.load_settings(args.config, settings)
+    mine = share(list(runs), args.share)
+    if args.jobs < 1:
+        raise InputError(f"--jobs: needed is 1 or more, came {args.jobs}")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = pool.map(lambda name: train(name, [*common, *runs[name]]), mine)
+        try:
+            failed = [name for name, status in zip(mine, tqdm(done, "runs", len(mine))) if status]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(mine)} runs failed; runs/{failed[0]}.log says why; the same line goes on"
+        )
+    missing = [name for name in runs if not finished(name)]
+    if missing:
+        print(f"{len(missing)} runs of other shares are missing, {missing[0]} say; whoever ends last compares all")
+        return 0
+    return subprocess.run([sys.executable, HERE / "evaluate.py", *(f"runs/{name}" for name in runs)]).returncode
+
+
+def grid(name: str, overrides: list[str]) -> dict[str, list[str]]:
+    """Every combination of the values that commas divide, as name of its run -> overrides.
+
+    >>> grid("a", ["data.fold=1,2", "data.seed=0"])
+    {'a-1': ['data.fold=1', 'data.seed=0', 'train.run=a-1'], 'a-2': ['data.fold=2', 'data.seed=0', 'train.run=a-2']}
+    """
+    if any(text.startswith("train.run=") for text in overrides):
+        raise InputError("train.run is the grid's to give; give its NAME instead")
+    keys, values = [text.partition("=")[0] for text in overrides], [text.partition("=")[2] for text in overrides]
+    runs = {}
+    for chosen in itertools.product(*(value.split(",") for value in values)):
+        varied = [one for one, value in zip(chosen, values) if "," in value]
+        run = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([name, *varied]))
+        runs[run] = [*map("=".join, zip(keys, chosen)), f"train.run={run}"]
+    return runs
+
+
+def share(names: list[str], which: str) -> list[str]:
+    """Every Nth of the names, beginning with the Ith; raises InputError unless `which` reads I/N with I from 1 to N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", which)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--share: needed is I/N with I from 1 to N, for instance 1/2, came {which}")
+    return names[int(found[1]) - 1 :: int(found[2])]
+
+
+def train(name: str, arguments: list[str]) -> int:
+    """Trains a run, goes on with it, or leaves it if it is finished; its output goes to runs/NAME.log."""
+    if finished(name):
+        return 0
+    run = Path("runs", name)
+    arguments = ["--resume", str(run)] if run.exists() else arguments
+    run.parent.mkdir(exist_ok=True)
+    with run.with_name(f"{name}.log").open("a") as log:
+        command = [sys.executable, HERE / "train.py", *arguments]
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+
+
+def finished(name: str) -> bool:
+    """Whether a run is trained to its end."""
+    return Path("runs", name, "history.png").exists()
+
+
+if __name__ == "__main__":
+    config.run(main)

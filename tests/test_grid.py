@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import config
+from config import InputError
+
+import pytest
+from conftest import tiny_settings
+
+import grid
+
+ROOT = Path(config.__file__).parent
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The commands that a grid gives in a new folder, of which those of seed 1 fail once."""
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    def run(command, **options):
+        commands.append(list(map(str, command[1:])))
+        if "train.py" in commands[-1][0]:
+            name = next(
+                word.split("=")[-1].split("/")[-1] for word in command[::-1] if "train.run=" in word or "runs/" in word
+            )
+            folder = Path("runs", name)
+            folder.mkdir(exist_ok=True)
+            fails = "data.seed=1" in command
+            None if fails else (folder / "history.png").touch()
+            return subprocess.CompletedProcess(command, int(fails))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(grid.subprocess, "run", run)
+    return commands
+
+
+def test_every_combination_is_a_run_with_its_name():
+    runs = grid.grid("a", ["data.protocol=row,fold", "train.epochs=3", "train.maximal_lr=1e-2,7.0e-3"])
+    assert list(runs) == ["a-row-1e-2", "a-row-7.0e-3", "a-fold-1e-2", "a-fold-7.0e-3"]
+    assert runs["a-fold-1e-2"] == [
+        "data.protocol=fold",
+        "train.epochs=3",
+        "train.maximal_lr=1e-2",
+        "train.run=a-fold-1e-2",
+    ]
+    assert list(grid.grid("a", ["data.seed=4"])) == ["a"]
+
+
+def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
+    with pytest.raises(InputError, match="1 of 3 runs failed; runs/a-1.log says why"):
+        grid.main(["a", "data.seed=0,1,2", "--jobs", "2"])
+    assert not any("evaluate.py" in command[0] for command in trained)
+    trained.clear()
+    assert grid.main(["a", "data.seed=0,1,2"]) == 0
+    assert [command[1:] for command in trained] == [
+        ["--resume", "runs/a-1"], ["runs/a-0", "runs/a-1", "runs/a-2"],
+    ]  # fmt: skip
+
+
+def test_hosts_take_their_share_and_the_last_compares(trained, capsys):
+    assert grid.main(["a", "data.seed=0,2,3", "--share", "1/2", "--config", str(ROOT / "sample.yaml")]) == 0
+    assert "1 runs of other shares are missing, a-2 say" in capsys.readouterr().out
+    assert all(command[1:3] == ["--config", str(ROOT / "sample.yaml")] for command in trained)
+    assert grid.main(["a", "data.seed=0,2,3", "--share", "2/2"]) == 0
+    assert [command[0].rsplit("/", 1)[-1] for command in trained] == ["train.py"] * 3 + ["evaluate.py"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for instance 1/2, came 0/2"),
+    (["a", "--share", "half"], "came half"),
+    (["a", "--jobs", "0"], "--jobs: needed is 1 or more, came 0"),
+    (["a", "data.seed=0,x"], "data.seed: "),
+    (["a", "train.run=b"], "train.run is the grid's to give"),
+    ([".."], "train.run: "),
+])  # fmt: skip
+def test_what_is_no_grid_is_refused_before_the_first_run(trained, arguments, words):
+    with pytest.raises(InputError, match=words):
+        grid.main(arguments)
+    assert trained == []
+
+
+@pytest.mark.long
+def test_a_grid_trains_and_compares(tree, tmp_path):
+    settings = [text for text in tiny_settings(tree) if not text.startswith("train.run")]
+    command = [sys.executable, ROOT / "grid.py", "a", *settings, "data.seed=0,1", "--jobs", "2"]
+    told = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert told.returncode == 0, told.stderr
+    assert (tmp_path / "runs/comparison.csv").read_text().count("a-") >= 2
+    for seed in (0, 1):
+        assert json.loads((tmp_path / f"runs/a-{seed}/environment.json").read_text())["seed"] == seed
+    assert len(list((tmp_path / "cache").glob("features-*"))) == 1
