@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import config
@@ -15,7 +16,12 @@ from PIL import Image
 
 import data
 import evaluate
+import figures
 import train
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A suite in the background would hand on to its processes that Ctrl-C is to be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "breakhis"
 # Two slides of one patient, the rest of a patient each; every subtype twice and more.
@@ -133,6 +139,12 @@ def run(tree, tmp_path_factory):
         train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
         evaluate.main(["runs/tiny"])
     return place / "runs" / "tiny"
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Evaluations without figures, which take most of their time."""
+    monkeypatch.setattr(figures, "draw", lambda found, network: {})
 
 
 @pytest.fixture(scope="session")

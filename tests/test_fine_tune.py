@@ -216,6 +216,7 @@ def stop(arguments, callback, moment, epoch):
         train.main(arguments)
 
 
+@pytest.mark.long
 def test_a_run_stopped_twice_in_the_second_phase_ends_as_one_that_was_left_alone(tree, calm):
     """First when the phase has replaced the checkpoint that it began from and has not kept its first epoch."""
     run = calm.with_name("stopped")

@@ -3,6 +3,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def kill_at_random(place, name, settings, kills, rng):
 
 
 @pytest.mark.parametrize("mode, kills, epochs", [
-    ("cached", 1, 12),
+    ("cached", 1, 6),
     ("from_scratch", 1, 4),
     pytest.param("cached", 50, 40, marks=pytest.mark.long),
     pytest.param("end_to_end", 12, 12, marks=pytest.mark.long),
@@ -107,7 +108,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_pro
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_says_how_to_go_on(tree, tmp_path, number, status):
     run = tmp_path / "runs" / "tiny"
-    process = start(tmp_path, *tiny_settings(tree, "train.epochs=5000"))
+    process = start(tmp_path, *tiny_settings(tree, *MODES["from_scratch"], "train.epochs=5000"))
     while epochs_of(run) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -129,32 +130,41 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
+HALF = [*MODES["from_scratch"], "train.epochs=4"]
+
+
 class StopError(Exception):
     pass
 
 
-@pytest.fixture
-def stopped(tree, work, monkeypatch):
-    """A run that died in its third epoch; its settings."""
-    settings = tiny_settings(tree, "train.epochs=4", "train.run=half")
-    with monkeypatch.context() as patch:
-        on_epoch_begin = watch.StopOnNoNumber.on_epoch_begin
+@pytest.fixture(scope="module")
+def half(tree, tmp_path_factory):
+    """The folder of a run that died in its third epoch."""
+    place = tmp_path_factory.mktemp("half")
+    on_epoch_begin = watch.StopOnNoNumber.on_epoch_begin
 
-        def die(self, epoch, logs=None):
-            if epoch == 2:
-                raise StopError
-            on_epoch_begin(self, epoch, logs)
+    def die(self, epoch, logs=None):
+        if epoch == 2:
+            raise StopError
+        on_epoch_begin(self, epoch, logs)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
         patch.setattr(watch.StopOnNoNumber, "on_epoch_begin", die)
         with pytest.raises(StopError):
-            train.main(settings)
-    return settings
+            train.main(tiny_settings(tree, *HALF, "train.run=half"))
+    return place / "runs" / "half"
+
+
+@pytest.fixture
+def stopped(half, work):
+    shutil.copytree(half, work / "runs" / "half")
 
 
 def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work):
     """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
     train.main(["--resume", "runs/half"])
-    train.main(tiny_settings(tree, "train.epochs=4", "train.run=whole"))
+    train.main(tiny_settings(tree, *HALF, "train.run=whole"))
     assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
     surroundings = json.loads((work / "runs/half/environment.json").read_text())
     assert len(surroundings["resumed"]) == 1 and surroundings["seed"] == 0
@@ -252,11 +262,11 @@ def count_writes(monkeypatch, script, *arguments):
     return done[0]
 
 
-@pytest.mark.parametrize("some", [2, pytest.param(10**9, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode, some", [("from_scratch", 2), pytest.param("cached", 10**9, marks=pytest.mark.long)])
 def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
-    tree, work, monkeypatch, capsys, record_property, some
+    tree, work, monkeypatch, capsys, record_property, mode, some
 ):
-    settings = tiny_settings(tree, "train.epochs=2")
+    settings = tiny_settings(tree, *MODES[mode], "train.epochs=2")
     train.main([*settings, "train.run=cold"])
     # The cache is warm from here on, so that every write is one of the run's.
     writes = count_writes(monkeypatch, train, *settings, "train.run=warm")
@@ -277,7 +287,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
     record_property("outcomes", told)
 
 
-def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, monkeypatch, capsys):
+def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, undrawn, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (copy / "evaluation").iterdir()}
     with monkeypatch.context() as patch:
         full_after(patch, 6)
@@ -288,15 +298,18 @@ def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, monkeypatch
     assert shell(monkeypatch, evaluate, "runs/tiny") == 0
 
 
-@pytest.mark.parametrize("limit, where", [(200_000, "extraction"), (20_000_000, "checkpoint")])
-def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, limit, where):
+@pytest.mark.parametrize("mode, limit, where", [
+    ("cached", 200_000, "extraction"),
+    ("from_scratch", 500_000, "checkpoint"),
+])  # fmt: skip
+def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, mode, limit, where):
     """A real limit on the size of files in place of a made-up error."""
 
     def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    settings = tiny_settings(tree, "train.epochs=2")
+    settings = tiny_settings(tree, *MODES[mode], "train.epochs=1")
     process = start(tmp_path, *settings, preexec_fn=limited)
     told = process.communicate()[1]
     assert process.returncode == 2 and told.count("error:") == 1 and "File too large" in told, told
@@ -327,9 +340,9 @@ def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
 
 def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    with pytest.raises(InputError, match="TensorFlow: no such file"), resume.told(tmp_path / "run"):
+    with pytest.raises(InputError, match="TensorFlow: no such file"), resume.told(tmp_path / "run", "--resume run"):
         raise tf.errors.NotFoundError(None, None, "no such file\nand more")
-    assert "go on with: python train.py --resume" in capsys.readouterr().err
+    assert "go on with: python train.py --resume run" in capsys.readouterr().err
 
 
 def test_op_determinism_is_turned_on_when_asked(monkeypatch):
