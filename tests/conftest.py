@@ -74,6 +74,10 @@ def tiny_settings(root: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+# Of a network that is quickly trained, and so slowly that some of its predictions are wrong.
+EVALUATED = ["data.test_per_class=25", "model.base=cnn", "train.epochs=6", "train.maximal_lr=3e-4"]
+
+
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder of its own for each test, since runs/ and cache/ stand in it."""
@@ -136,7 +140,7 @@ def run(tree, tmp_path_factory):
     place = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1"))
+        train.main(tiny_settings(tree, *EVALUATED))
         evaluate.main(["runs/tiny"])
     return place / "runs" / "tiny"
 

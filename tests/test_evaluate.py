@@ -10,7 +10,7 @@ from config import InputError
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny_settings
+from conftest import EVALUATED, tiny_settings
 from sklearn import metrics
 
 import calibration
@@ -189,7 +189,7 @@ def test_the_order_of_the_folds_file_changes_no_metric(run, tree, tmp_path):
     """The same images in another order of rows: the same split, probabilities and figures."""
     pd.read_csv(tree / "Folds.csv").sample(frac=1, random_state=3).to_csv(tmp_path / "Folds.csv", index=False)
     folds = f"data.folds={tmp_path / 'Folds.csv'}"
-    train.main(tiny_settings(tree, "data.test_per_class=25", "train.epochs=1", folds))
+    train.main(tiny_settings(tree, *EVALUATED, folds))
     evaluate.main(["runs/tiny"])
     one, other = (folder / "evaluation" for folder in (run, Path("runs/tiny")))
     assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())

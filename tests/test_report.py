@@ -124,7 +124,9 @@ def test_only_a_chosen_threshold_is_said_to_be_chosen(evaluated, rule, said):
 
 def test_the_lead_says_what_was_trained_and_the_verdict_what_is_shared(run, evaluated):
     page = report.page(evaluated, {})
-    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in page
+    assert "A compact CNN, trained from scratch, on" in page
+    other = evaluated._replace(results={**evaluated.results, "base": "resnet50"})
+    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in report.page(other, {})
     shared = evaluated.results["leaks"]["shared"]
     assert page.index("test images that share with training: 0.0% their image") < page.index("</header>")
     assert f"{shared['slide']:.1%} their slide" in page and "<details>" not in page
