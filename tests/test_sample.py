@@ -16,6 +16,8 @@ from sklearn.preprocessing import StandardScaler
 
 import audit
 import data
+from sample import MAGNIFICATIONS, all_slides, save
+from sample import table as folds_table
 
 ROOT = Path(config.__file__).parent
 
@@ -89,11 +91,14 @@ def test_both_heights_occur(sample):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(sample, tmp_path):
     folder, _ = sample
-    name = next(folder.rglob("*.png")).relative_to(folder)
-    for seed, same in (("0", True), ("1", False)):
-        write(tmp_path / seed, "--images", "1", "--seed", seed)
-        assert ((tmp_path / seed / name).read_bytes() == (folder / name).read_bytes()) is same
-    assert (tmp_path / "0" / "Folds.csv").read_bytes() == (folder / "Folds.csv").read_bytes()
+    slides = all_slides()
+    for seed, same in ((0, True), (1, False)):
+        save(tmp_path / str(seed), seed, (slides[0], 40, 1))
+        path = next((tmp_path / str(seed)).rglob("*.png"))
+        twin = next(folder.rglob(path.name))
+        assert (path.read_bytes() == twin.read_bytes()) is same
+        jobs = [(slide, mag, 1) for slide in slides for mag in MAGNIFICATIONS]
+        assert (folds_table(slides, jobs, seed) == (folder / "Folds.csv").read_text()) is same
 
 
 def test_a_second_call_does_nothing_and_other_folders_are_left_alone(sample, tmp_path):
