@@ -321,7 +321,9 @@ def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, mode, lim
     assert process.wait() == 0, process.stderr.read()
 
 
-@pytest.mark.parametrize("mode", ["cached", "from_scratch", pytest.param("fine_tuned", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode", [
+    "from_scratch", pytest.param("cached", marks=pytest.mark.long), pytest.param("fine_tuned", marks=pytest.mark.long),
+])  # fmt: skip
 def test_the_same_settings_give_the_same_bits(tree, work, mode):
     outcomes = []
     for name in ("one", "two"):
