@@ -1,4 +1,6 @@
+import ctypes
 import errno
+import gc
 import json
 import os
 import random
@@ -357,14 +359,32 @@ def test_op_determinism_is_turned_on_when_asked(monkeypatch):
     assert asked == [True]
 
 
+def in_use():
+    """MiB that are allocated: not the peak, under which a leak could hide, nor what the allocator keeps of the freed."""
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo2.restype = Mallinfo2
+    of_process = mallinfo2()
+    return (of_process.uordblks + of_process.hblkhd) / 2**20
+
+
 @pytest.mark.long
-def test_memory_does_not_grow_over_epochs(tree, tmp_path, record_property):
-    peaks = []
-    for epochs in (50, 350):
-        process = start(tmp_path, *tiny_settings(tree, f"train.epochs={epochs}", f"train.run=of{epochs}"))
-        _, status, used = os.wait4(process.pid, 0)
-        assert status == 0
-        peaks.append(used.ru_maxrss / 1024)
-    record_property("outcomes", f"peak memory over 50 epochs {peaks[0]:.0f} MiB, over 350 {peaks[1]:.0f} MiB")
-    # What one run differs from the next; 100 KiB an epoch would show.
-    assert peaks[1] < peaks[0] + 30
+def test_memory_does_not_grow_over_epochs(tree, work, monkeypatch, record_property):
+    on_epoch_begin, used, objects = watch.StopOnNoNumber.on_epoch_begin, [], []
+
+    def measured(self, epoch, logs=None):
+        on_epoch_begin(self, epoch, logs)
+        if epoch and epoch % 50 == 0:
+            used.append(in_use())
+            objects.append(len(gc.get_objects()))
+
+    monkeypatch.setattr(watch.StopOnNoNumber, "on_epoch_begin", measured)
+    train.main(tiny_settings(tree, "train.epochs=201"))
+    told = ", ".join(f"{mib:.1f}" for mib in used)
+    record_property("outcomes", f"MiB in use after 50, 100, 150 and 200 epochs: {told}")
+    # 20 KiB and 2 containers an epoch; numbers that TensorFlow itself loses (its issue 62551) are neither.
+    assert len(used) == 4 and max(np.diff(used)) < 1 and max(np.diff(objects)) < 100, (used, objects)
