@@ -48,6 +48,8 @@ def compare(evaluated: dict[Path, Evaluation]) -> None:
     print("", table.drop(columns=more).to_string(index=False, float_format="%.4f"), "", sep="\n")
     shown = [name for name in summed if name.split(" ")[0] not in more]
     print(summed[shown].to_string(float_format="%.4f", na_rep="-"))
+    # That of an earlier comparison would pass for one of these runs.
+    (out / "pairs.csv").unlink(missing_ok=True)
     if len(pairs):
         files.write_text(out / "pairs.csv", pairs.to_csv(index=False))
         written.append(f"{out}/pairs.csv")
@@ -58,7 +60,8 @@ def compare(evaluated: dict[Path, Evaluation]) -> None:
 def describe_differences(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> str:
     """What stands below the comparison: whether the runs saw different data, equal seeds, and the runs' own notes."""
     own = [note for found in evaluated.values() for note in found.notes]
-    return " ".join(dict.fromkeys([*_differences_of_data(evaluated), *_equal_seeds(evaluated, alike), *own]))
+    said = [*_differences_of_data(evaluated), *_thresholds(evaluated), *_equal_seeds(evaluated, alike)]
+    return " ".join(dict.fromkeys([*said, *own]))
 
 
 def _differences_of_data(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
@@ -67,6 +70,12 @@ def _differences_of_data(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
     unknown = [tables.plain(run.name) for run, found in evaluated.items() if _data_of(found) is None]
     if unknown:
         yield f"Unknown is what data was trained on by {', '.join(unknown)}."
+
+
+def _thresholds(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
+    rules = dict.fromkeys(found.results["threshold_rule"] for found in evaluated.values())
+    if len(rules) > 1:
+        yield f"Unequal are the rules of the thresholds: {', '.join(rules)}; with --threshold all runs take one."
 
 
 def _equal_seeds(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> Iterator[str]:

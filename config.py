@@ -15,6 +15,7 @@ import argparse
 import difflib
 import io
 import os
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -48,6 +49,12 @@ def _off_is_zero(value: Any) -> Any:
 def _printable(value: str) -> str:
     if not value or not value.isprintable():
         raise ValueError("allowed are characters that can be printed, at least one")
+    return value
+
+
+def _name_of_run(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("allowed are letters, digits, ., _ and -, up to 100, the first a letter or a digit")
     return value
 
 
@@ -138,9 +145,8 @@ class Model(Section):
 
 
 class Train(Section):
-    run: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="name of the folder under runs/; auto takes protocol, seed and time",
+    run: Annotated[str, AfterValidator(_name_of_run)] = Field(
+        description="name of the folder under runs/; auto takes protocol, seed and time"
     )
     epochs: Count = Field(description="passes over the training rows, 1 to 100000")
     batch_size: Count = Field(description="images a step, 1 to 100000")

@@ -46,8 +46,10 @@ def main(arguments: list[str]) -> int:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if failed:
+        log = Path("runs", f"{failed[0]}.log")
         raise InputError(
-            f"{len(failed)} of {len(mine)} runs failed; runs/{failed[0]}.log says why; the same line goes on"
+            f"{len(failed)} of {len(mine)} runs failed, {failed[0]} with this, as {log} says:\n{last_line(log)}\n"
+            "the same command goes on with them"
         )
     missing = [name for name in runs if not finished(name)]
     if missing:
@@ -91,6 +93,12 @@ def train(name: str, arguments: list[str]) -> int:
     with run.with_name(f"{name}.log").open("a") as log:
         command = [sys.executable, HERE / "train.py", *arguments]
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+
+
+def last_line(log: Path) -> str:
+    """What a run said last; its error, if it failed."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing"
 
 
 def finished(name: str) -> bool:

@@ -116,7 +116,7 @@ def _fetch_imagenet() -> Path:
         url = IMAGENET_URL + IMAGENET
         return Path(keras.utils.get_file(IMAGENET, url, cache_subdir="models", file_hash=IMAGENET_MD5))
     except Exception as error:  # get_file raises nothing narrower
-        raise InputError(NO_IMAGENET.format(name=IMAGENET, reason=str(error).rpartition(": ")[2])) from None
+        raise InputError(NO_IMAGENET.format(name=IMAGENET, reason=str(error).rpartition(" -- ")[2])) from None
 
 
 def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -66,7 +66,7 @@ COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "
 WHY = ["", "near the threshold", "unlike the training pictures", "near the threshold; unlike the training pictures"]
 MARGIN = 0.2
 NOT_CALIBRATED = "evaluate.py has not calibrated this checkpoint yet: threshold 0.5, and `calibrated` stays empty"
-NOT_DESCRIBED = "this checkpoint does not describe its training pictures: none can be flagged as unlike them"
+NOT_DESCRIBED = "evaluate.py has not described its training pictures yet: none can be flagged as unlike them"
 
 
 def main(arguments: list[str]) -> int:
@@ -89,6 +89,8 @@ def main(arguments: list[str]) -> int:
     paths = find(args.pictures)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: {args.out} is a folder; needed is the name of a file")
+    if args.heatmaps and args.heatmaps.exists() and not args.heatmaps.is_dir():
+        raise InputError(f"--heatmaps: {args.heatmaps} is a file; needed is the name of a folder")
     network, about = checkpoint.load(checkpoint.find(Path(args.run)))
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)

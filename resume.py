@@ -173,7 +173,7 @@ def settings_of(run: Path, given: list[str]) -> config.Settings:
         raise InputError(f"--resume takes the settings from {run}/config.yaml and no others, came {' '.join(given)}")
     for name in ("config.yaml", "split.csv", "environment.json"):
         if not (run / name).is_file():
-            raise InputError(f"--resume: {run} has no {name}, so there is nothing to go on with; needed is runs/NAME")
+            raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
     if is_finished(run):
         raise InputError(f"--resume: {run} is finished; evaluate it with: python evaluate.py {run}")
     return config.load_settings(run / "config.yaml")
@@ -205,6 +205,8 @@ def reopen(run: Path, surroundings: dict) -> None:
     resumed = [*began.get("resumed", []), {"at": now, "versions": surroundings["versions"]}]
     files.write_text(run / "environment.json", json.dumps({**began, "resumed": resumed}, indent=1))
     files.remove_leftovers(run)
+    if (run / "evaluation").exists():
+        print(f"{run}/evaluation is of the epochs so far; evaluate the run anew when it is finished")
 
 
 def surroundings_of(run: Path) -> dict:

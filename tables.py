@@ -44,7 +44,8 @@ def parse(content: bytes, path: Path) -> pd.DataFrame:
     try:
         rows = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except ValueError as error:
-        raise InputError(f"{path}: is no CSV in UTF-8: {error}") from None
+        # Behind what pandas says of its own parser.
+        raise InputError(f"{path}: is no CSV in UTF-8: {str(error).rpartition('C error: ')[2]}") from None
     if not isinstance(rows.index, pd.RangeIndex):
         raise InputError(f"{path}: its rows have more fields than its first line names")
     return rows.fillna("")

@@ -153,7 +153,8 @@ def search(trials: int, folder: Path, prepared: Prepared, notice: str) -> None:
     files.write_text(path, begun.to_yaml())
     tuner = _tuner(trials, folder, prepared)
     present = fit(prepared, prepared.settings)
-    with tqdm(total=trials, initial=len(tuner.oracle.end_order), desc="trials", unit="trial") as bar:
+    done = len(tuner.oracle.end_order)
+    with tqdm(total=max(trials, done), initial=done, desc="trials", unit="trial") as bar:
         while (trial := tuner.oracle.create_trial(TUNER)).status == "RUNNING":
             _run(trial, tuner, prepared)
             bar.update()

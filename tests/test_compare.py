@@ -58,6 +58,21 @@ def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys
     assert (tmp_path / "runs" / "comparison.png").stat().st_size > 5000
 
 
+def test_rules_of_thresholds_that_differ_are_named(results, capsys):
+    compare.compare(results)
+    assert "Unequal are" not in capsys.readouterr().out
+    next(iter(results.values())).results["threshold_rule"] = "sensitivity=0.95"
+    compare.compare(results)
+    assert "Unequal are the rules of the thresholds: sensitivity=0.95, 0.5;" in capsys.readouterr().out
+
+
+def test_the_pairs_of_an_earlier_comparison_do_not_stay(results, tmp_path):
+    compare.compare(results)
+    assert (tmp_path / "runs" / "pairs.csv").exists()
+    compare.compare(dict([next(iter(results.items()))]))
+    assert not (tmp_path / "runs" / "pairs.csv").exists()
+
+
 def test_seeds_are_summed_up_for_each_protocol(results, tmp_path):
     compare.compare(results)
     summed = pd.read_csv(tmp_path / "runs" / "seeds.csv").set_index(["protocol", "base"])

@@ -72,7 +72,7 @@ def test_amounts_may_be_off(text, value):
     ("data.valid_fraction=1.0", "data.valid_fraction: input should be less than 1"),
     ("train.initial_lr=1", "initial_lr must be at most maximal_lr"),
     ("train.maximal_lr=.nan", "train.maximal_lr"),
-    ("train.run=../elsewhere", "train.run"),
+    ("train.run=../elsewhere", "train.run: allowed are letters, digits"),
     ("epochs=3", "section.key=value"),
     ("train.epochs", "section.key=value"),
     ("train.epochs=[1", "no plain YAML"),

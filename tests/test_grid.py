@@ -30,6 +30,7 @@ def trained(tmp_path, monkeypatch):
             folder.mkdir(exist_ok=True)
             fails = "data.seed=1" in command
             None if fails else (folder / "history.png").touch()
+            options["stdout"].write("begins\nerror: no luck\n" if fails else "")
             return subprocess.CompletedProcess(command, int(fails))
         return subprocess.CompletedProcess(command, 0)
 
@@ -50,7 +51,9 @@ def test_every_combination_is_a_run_with_its_name():
 
 
 def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
-    with pytest.raises(InputError, match="1 of 3 runs failed; runs/a-1.log says why"):
+    with pytest.raises(
+        InputError, match="1 of 3 runs failed, a-1 with this, as runs/a-1.log says:\nerror: no luck\nthe"
+    ):
         grid.main(["a", "data.seed=0,1,2", "--jobs", "2"])
     assert not any("evaluate.py" in command[0] for command in trained)
     trained.clear()

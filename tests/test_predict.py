@@ -120,6 +120,7 @@ def test_wrong_arguments_are_refused_before_the_checkpoint_is_read(run, folder, 
     for arguments, words in [
         (["--margin", "2"], "allowed is 0 to 1, came 2"), (["--margin", "nan"], "0 to 1"), (["--margin", "x"], "margin"),
         (["--out", str(tmp_path)], "is a folder"),
+        (["--heatmaps", __file__], "is a file; needed is the name of a folder"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=words):
             predict.main([str(run), str(folder), *arguments])

@@ -163,9 +163,11 @@ def stopped(half, work):
     shutil.copytree(half, work / "runs" / "half")
 
 
-def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work):
+def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work, capsys):
     """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
+    (work / "runs/half/evaluation").mkdir()
     train.main(["--resume", "runs/half"])
+    assert "runs/half/evaluation is of the epochs so far" in capsys.readouterr().out
     train.main(tiny_settings(tree, *HALF, "train.run=whole"))
     assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
     surroundings = json.loads((work / "runs/half/environment.json").read_text())
@@ -180,7 +182,7 @@ def test_a_finished_run_is_not_resumed(stopped):
 
 @pytest.mark.parametrize("spoil, arguments, words", [
     (lambda run: None, ["train.epochs=9"], "takes the settings from runs/half/config.yaml and no others, came train.epochs=9"),
-    (lambda run: (run / "config.yaml").unlink(), [], "has no config.yaml"),
+    (lambda run: (run / "config.yaml").unlink(), [], "runs/half is no folder of a run: it has no config.yaml"),
     (lambda run: (run / "split.csv").write_text("other"), [], "runs/half/split.csv is no longer what runs/half began with"),
     (lambda run: amend(run, data_sha256="x"), [], "the pictures are no longer what runs/half began with"),
     (lambda run: amend(run, weights_sha256="x"), [], "the base's weights are no longer what"),
