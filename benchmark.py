@@ -21,8 +21,7 @@ from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 
-import config
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
@@ -31,29 +30,31 @@ import tensorflow as tf
 from PIL import Image
 from scipy import ndimage
 
+import config
 import data
-import device
-import features
-import files
 import model
-import pictures
+from devices import precision
+from features import extraction, feature_datasets
+from images import decoding, image_datasets
+from safety import atomic_files, command_line
+from safety.errors import InputError
 
-# The thesis' run: epochs over 2 x 21,528 upsampled rows and 7,789 validation rows of 7,909 pictures.
-EPOCHS, ROWS, VALID_ROWS, PICTURES = 12, 43_056, 7_789, 7_909
-# Of its pictures, those among the training and among the validation rows.
-TRAIN_PICTURES, VALID_PICTURES = 7_907, 5_279
+# The thesis' run: epochs over 2 x 21,528 upsampled rows and 7,789 validation rows of 7,909 images.
+EPOCHS, ROWS, VALID_ROWS, IMAGES = 12, 43_056, 7_789, 7_909
+# Of its images, those among the training and among the validation rows.
+TRAIN_IMAGES, VALID_IMAGES = 7_907, 5_279
 VIEWS = 4
 BASE_GFLOP = 7.7
 
 
 def main(arguments: list[str]) -> None:
     """Measures, prints the table and writes the figures."""
-    parser = config.CommandLine(__doc__)
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures here")
-    parser.add_argument("--images", type=int, default=1000, help="pictures to measure on, 16 or more (default 1000)")
+    parser.add_argument("--images", type=int, default=1000, help="images to measure on, 16 or more (default 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, 1 or more (default 3)")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows to train the head on (default {ROWS})")
-    parser.add_settings()
+    config.add_settings(parser)
     args = parser.parse(arguments)
     if args.images < 16 or args.rounds < 1 or args.rows < 64:
         raise InputError(
@@ -68,21 +69,21 @@ def main(arguments: list[str]) -> None:
         os.chdir("/")
     print(describe(figures))
     if target:
-        files.write_out(target, json.dumps(figures, indent=1))
+        atomic_files.write_out(target, json.dumps(figures, indent=1))
 
 
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:
     """All figures: raw medians in seconds or per second, and the ratios of the workload."""
-    rows = write_pictures(images)
-    settings = device.with_precision(settings)
-    machine = device.use_device(settings.train.precision)
+    rows = write_images(images)
+    settings = precision.with_precision(settings)
+    machine = precision.use_device(settings.train.precision)
     fast = model.build(settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in (images // 4, images // 2, images)}
     head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     some = rows.head(max(16, images // 8))
-    device.use_device("float32")
+    precision.use_device("float32")
     plain = model.build(settings)
     contestants = {
         "predict": predict_plain(plain, some, settings),
@@ -96,8 +97,8 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     return summarise(medians, growth, head, {"device": machine, "images": images, "peak_memory_gib": peak_gib})
 
 
-def write_pictures(count: int) -> pd.DataFrame:
-    """Pictures of BreakHis' size, as smooth and as noisy as real ones, and their rows."""
+def write_images(count: int) -> pd.DataFrame:
+    """Images of BreakHis' size, as smooth and as noisy as real ones, and their rows."""
     rng = np.random.default_rng(0)
     names = pd.Series([f"SOB_M_DC-14-{1 + number // 100}-40-{number:04}.png" for number in range(count)])
     rows = data.describe(names).assign(pixels=names)
@@ -110,18 +111,18 @@ def write_pictures(count: int) -> pd.DataFrame:
 
 
 def measure_cold(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> float:
-    """Seconds to decode, pass through the base and keep the pictures, with an empty cache."""
+    """Seconds to decode, pass through the base and keep the images, with an empty cache."""
     shutil.rmtree("cache", ignore_errors=True)
-    return timed(lambda: quietly(features.pooled, network, rows, settings))
+    return timed(lambda: quietly(extraction.pooled, network, rows, settings))
 
 
 def extract_again(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool) -> Callable:
-    """Passes through the base with the pictures decoded before; returns the number of passes."""
+    """Passes through the base with the images decoded before; returns the number of passes."""
 
     def run() -> int:
         for folder in Path("cache").glob("features-*"):
             shutil.rmtree(folder)
-        return quietly(features.pooled, network, rows, settings, augmented).places.size
+        return quietly(extraction.pooled, network, rows, settings, augmented).places.size
 
     return run
 
@@ -133,42 +134,42 @@ def augmenting(settings: config.Settings) -> config.Settings:
 
 
 def predict_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
-    """Keras' predict in float32 on pictures that stand in memory."""
-    images = pictures.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
+    """Keras' predict in float32 on images that stand in memory."""
+    images = decoding.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
     part = model.pooled(network)
-    return lambda: len(part.predict(images, batch_size=features.BATCH, verbose=0))
+    return lambda: len(part.predict(images, batch_size=extraction.BATCH, verbose=0))
 
 
 def fit_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
-    """Keras' fit through the whole network in float32, each picture read from its PNG."""
+    """Keras' fit through the whole network in float32, each image read from its PNG."""
     model.compile_model(network, settings.train, model.cyclical_rate(settings.train, len(rows)))
     once = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 1})})
-    batches = pictures.train_dataset(rows, Path("."), once)
+    batches = image_datasets.train_dataset(rows, Path("."), once)
     return lambda: network.fit(batches, verbose=0) and len(rows)
 
 
 def train_head(network: keras.Model, settings: config.Settings, rows: int, momentum: float) -> float:
     """Seconds of the thesis' epochs on `rows` rows and their share of validation rows, on features of any numbers."""
-    kept = features.Features(
+    kept = extraction.Features(
         np.random.default_rng(0)
-        .normal(size=(PICTURES, network.get_layer("pooling").output.shape[-1]))
+        .normal(size=(IMAGES, network.get_layer("pooling").output.shape[-1]))
         .astype(np.float32),
-        np.random.default_rng(1).integers(0, PICTURES, (rows, 1)),
+        np.random.default_rng(1).integers(0, IMAGES, (rows, 1)),
     )
     labels = np.arange(rows) % 2
     options = settings.model_copy(
         update={"train": settings.train.model_copy(update={"epochs": EPOCHS, "momentum": momentum})}
     )
-    valid = features.Features(kept.array, kept.places[: rows * VALID_ROWS // ROWS])
+    valid = extraction.Features(kept.array, kept.places[: rows * VALID_ROWS // ROWS])
 
     def run() -> None:
         head = model.head(network)
         model.compile_model(head, options.train, model.cyclical_rate(options.train, rows))
         head.fit(
-            features.train_dataset(kept, labels, options),
+            feature_datasets.train_dataset(kept, labels, options),
             epochs=EPOCHS,
             steps_per_epoch=-(-rows // options.train.batch_size),
-            validation_data=features.eval_dataset(valid, labels[: len(valid.places)], options.train.batch_size),
+            validation_data=feature_datasets.eval_dataset(valid, labels[: len(valid.places)], options.train.batch_size),
             verbose=0,
         )
 
@@ -188,7 +189,7 @@ def openvino(network: keras.Model, rows: pd.DataFrame, settings: config.Settings
         return {}
     import openvino as ov
 
-    shape = [features.BATCH, *network.input_shape[1:]]
+    shape = [extraction.BATCH, *network.input_shape[1:]]
     part = model.pooled(network)
     graph = tf.function(lambda images: part(images, training=False)).get_concrete_function(
         tf.TensorSpec(shape, tf.float32)
@@ -198,9 +199,9 @@ def openvino(network: keras.Model, rows: pd.DataFrame, settings: config.Settings
         "CPU",
         {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "THROUGHPUT"},
     )
-    images = pictures.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
-    batches = [images[start : start + features.BATCH] for start in range(0, len(images), features.BATCH)]
-    full = [batch for batch in batches if len(batch) == features.BATCH]
+    images = decoding.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
+    batches = [images[start : start + extraction.BATCH] for start in range(0, len(images), extraction.BATCH)]
+    full = [batch for batch in batches if len(batch) == extraction.BATCH]
     return {"openvino": lambda: sum(len(compiled(batch)[0]) for batch in full)} if full else {}
 
 
@@ -224,13 +225,10 @@ def summarise(medians: dict, growth: dict[int, float], head: list[float], others
     precision = "float32" if others["device"].endswith("float32") else "bfloat16"
     warm = statistics.median(head[1:])
     plain = EPOCHS * (ROWS + VALID_ROWS) / medians["fit"]
-    no_augment = PICTURES / cold_rate + warm
-    decoding = PICTURES / cold_rate - PICTURES / medians["extract"]
+    no_augment = IMAGES / cold_rate + warm
+    decoding = IMAGES / cold_rate - IMAGES / medians["extract"]
     views_4 = (
-        TRAIN_PICTURES * VIEWS / medians["extract_views"]
-        + VALID_PICTURES / medians["extract"]
-        + max(0, decoding)
-        + warm
+        TRAIN_IMAGES * VIEWS / medians["extract_views"] + VALID_IMAGES / medians["extract"] + max(0, decoding) + warm
     )
     ratios = {
         "extract_vs_predict": medians["extract"] / medians["predict"],
@@ -255,13 +253,13 @@ def describe(figures: dict) -> str:
     """The table."""
     rate, ratios, hours = figures["per_second"], figures["ratios"], figures["workload_seconds"]
     lines = [
-        f"{figures['device']}; {figures['images']} pictures of 700 x 460",
+        f"{figures['device']}; {figures['images']} images of 700 x 460",
         f"matmul's peak: float32 {rate['matmul_float32']:.0f}, bfloat16 {rate['matmul_bfloat16']:.0f} GFLOP/s",
         "",
         "passes through the base a second",
         f"  plain: Keras fit, float32, from PNG         {rate['fit']:8.1f}",
         f"  Keras predict, float32, from memory         {rate['predict']:8.1f}   {ratios['predict_share_of_peak']:.0%} of matmul's peak in that precision",
-        f"  this project, pictures decoded before       {rate['extract']:8.1f}   {ratios['extract_share_of_peak']:.0%} of matmul's peak in that precision",
+        f"  this project, images decoded before       {rate['extract']:8.1f}   {ratios['extract_share_of_peak']:.0%} of matmul's peak in that precision",
         f"  this project, augmented views               {rate['extract_views']:8.1f}",
         f"  this project, empty cache, decoding as well {rate['cold']:8.1f}",
     ]
@@ -269,7 +267,7 @@ def describe(figures: dict) -> str:
         lines.append(f"  OpenVINO, bfloat16, from memory             {rate['openvino']:8.1f}")
     lines += [
         "",
-        f"the thesis' workload ({EPOCHS} epochs, {ROWS:,} + {VALID_ROWS:,} rows, {PICTURES:,} pictures), extrapolated",
+        f"the thesis' workload ({EPOCHS} epochs, {ROWS:,} + {VALID_ROWS:,} rows, {IMAGES:,} images), extrapolated",
         f"  the plain way                               {hours['plain'] / 3600:8.2f} h",
         f"  this project, no augmentation               {hours['no_augment'] / 60:8.2f} min   {ratios['workload_no_augment']:.0f} times faster",
         f"  this project, {VIEWS} views                       {hours['views_4'] / 60:8.2f} min   {ratios['workload_views_4']:.0f} times faster",
@@ -278,7 +276,7 @@ def describe(figures: dict) -> str:
         f"extraction {ratios['extract_vs_predict']:.2f} times Keras predict"
         + (f", {ratios['extract_vs_openvino']:.2f} of OpenVINO" if "openvino" in rate else ""),
         "empty cache: "
-        + ", ".join(f"{count} pictures {seconds:.1f} s" for count, seconds in figures["growth_seconds"].items()),
+        + ", ".join(f"{count} images {seconds:.1f} s" for count, seconds in figures["growth_seconds"].items()),
         f"peak memory of extraction and head {figures['peak_memory_gib']:.2f} GiB",
     ]
     return "\n".join(lines)
@@ -298,4 +296,4 @@ def quietly(run: Callable, *arguments):
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

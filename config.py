@@ -1,38 +1,22 @@
-"""The settings: their schema, config.yaml and what is laid over it, and the front door of every command."""
+"""The settings: their schema, config.yaml, and what a file or the shell changes in it."""
 
 from __future__ import annotations
-
-import sys
-
-if not (3, 9) <= sys.version_info[:2] <= (3, 11):
-    print(
-        f"error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), this is {sys.version.split()[0]}",
-        file=sys.stderr,
-    )
-    sys.exit(2)
 
 import argparse
 import difflib
 import io
-import os
 import re
-import signal
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-# TensorFlow reads the level when it is imported, and every command imports this file first. At 2 it still reports
-# three missing CUDA plug-ins on every machine without a GPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow Addons announces its end of life at every import; requirements.txt already pins for it.
-warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
+import safety.startup  # noqa: F401  before any other import
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from untrusted import YAML_BYTES, InputError, parse_yaml, printable, read_bytes
+from safety import limits
+from safety.errors import InputError
 
-RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
 DEFAULTS = Path(__file__).with_name("config.yaml")
 
 
@@ -69,13 +53,13 @@ Count = Annotated[int, Field(ge=1, le=100_000)]
 
 def _rising(values: list[float]) -> list[float]:
     if values[0] > values[1]:
-        raise ValueError(f"a range is [low, high] with low at most high, came {values}")
+        raise ValueError(f"a range is [low, high] with low at most high, got {values}")
     return values
 
 
 def _each_once(values: list) -> list:
     if len(set(values)) < len(values):
-        raise ValueError(f"choices must differ from each other, came {values}")
+        raise ValueError(f"choices must differ from each other, got {values}")
     return values
 
 
@@ -95,7 +79,7 @@ class Data(Section):
     test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
     valid_fraction: float = Field(gt=0, lt=1, description="share of the rest that validates, above 0 and below 1")
     on_bad_image: Literal["stop", "drop"] = Field(
-        description="pictures that cannot be used: stop (all are named) or drop (before the split, and on record)"
+        description="images that cannot be used: stop (all are named) or drop (before the split, and on record)"
     )
     upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
@@ -139,7 +123,7 @@ class Model(Section):
         if self.base != "resnet50" and self.trainable_from != "none":
             raise ValueError(
                 f"trainable_from must be none with base {self.base}, which is trained whole; "
-                f"{', '.join(BLOCKS)} are blocks of resnet50, came {self.trainable_from}"
+                f"{', '.join(BLOCKS)} are blocks of resnet50, got {self.trainable_from}"
             )
         return self
 
@@ -175,7 +159,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _foot_below_peak(self) -> Train:
         if self.initial_lr > self.maximal_lr:
-            raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, came {self.initial_lr:g}")
+            raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, got {self.initial_lr:g}")
         return self
 
 
@@ -260,12 +244,12 @@ def checked(schema: type[Section], values: Any) -> Section:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        text = read_bytes(path, YAML_BYTES).decode("utf-8-sig")
+        text = limits.read_bytes(path, limits.YAML_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: settings must be UTF-8 text") from None
-    values = parse_yaml(text, str(path))
+    values = limits.parse_yaml(text, str(path))
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise InputError(f"{path}: settings are sections of keys, as in {DEFAULTS.name}, came {str(values)[:60]!r}")
+        raise InputError(f"{path}: settings are sections of keys, as in {DEFAULTS.name}, got {str(values)[:60]!r}")
     return values
 
 
@@ -273,10 +257,10 @@ def _parse_override(text: str) -> dict:
     name, equals, value = text.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and section and key):
-        raise InputError(f"an override reads section.key=value, for instance train.epochs=5, came {text!r}")
+        raise InputError(f"an override reads section.key=value, for instance train.epochs=5, got {text!r}")
     field = _fields().get(section, {}).get(key)
     # A name such as 2026 is a text where a text is wanted, and the shell has no quotes to say so.
-    return {section: {key: value if field and field.annotation is str else parse_yaml(value, name)}}
+    return {section: {key: value if field and field.annotation is str else limits.parse_yaml(value, name)}}
 
 
 def _lay_over(values: dict, layer: dict) -> None:
@@ -292,8 +276,8 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"{name}: missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
-    came = "" if "came" in message else f", came {str(item['input'])[:60]!r}"
-    return f"{name}: {message[0].lower()}{message[1:]}{came}"
+    got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
+    return f"{name}: {message[0].lower()}{message[1:]}{got}"
 
 
 def setting_names() -> list[str]:
@@ -305,74 +289,13 @@ def _fields() -> dict:
     return {section: field.annotation.model_fields for section, field in Settings.model_fields.items()}
 
 
-def _utf8(text: str) -> str:
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise argparse.ArgumentTypeError(f"allowed is UTF-8, came {text!r}")
-    return text
-
-
-class CommandLine(argparse.ArgumentParser):
-    """An argument parser that takes settings too and says what is wrong in one line.
-
-    Args:
-        description: what the command does; shown by --help above the list of all settings.
-    """
-
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        # TensorFlow takes no other names of files, and no report can hold them; `type=str` lets them pass.
-        self.register("type", None, _utf8)
-        self.register("type", Path, lambda text: Path(_utf8(text)))
-
-    def add_settings(self) -> None:
-        """Adds `--config FILE` and `section.key=value ...`, and lists the settings under --help."""
-        self.add_argument("--config", metavar="FILE", help="YAML file that holds what differs from config.yaml")
-        self.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over those of the files")
-        defaults = _read_yaml(DEFAULTS)
-        self.epilog = "settings [default]:\n" + "\n".join(
-            f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
-            for section, keys in _fields().items()
-            for key, field in keys.items()
-        )
-
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Parses the arguments, settings and options in any order."""
-        return self.parse_intermixed_args(arguments)
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; --help tells more")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
-
-
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
-
-    Wrong input ends in one line and exit status 2, data that must be mended in a line for each finding and 1.
-    """
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _terminate)
-    # What the terminal cannot show is escaped, as Python does on standard error by itself.
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print("error:", "\n".join(map(printable, error.lines)), file=sys.stderr)
-        sys.exit(error.status)
-    except KeyboardInterrupt as stop:
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
-    except BrokenPipeError:
-        # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(printable(f"error: {where}cannot be written or read: {error.strerror or error}"), file=sys.stderr)
-        sys.exit(2)
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config FILE` and `section.key=value ...` to a command, and lists all settings under --help."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file that holds what differs from config.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over those of the files")
+    defaults = _read_yaml(DEFAULTS)
+    parser.epilog = "settings [default]:\n" + "\n".join(
+        f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
+        for section, keys in _fields().items()
+        for key, field in keys.items()
+    )

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import config
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 import pandas as pd
 
-import audit
-import files
-import plots
-import splits
-import tables
-import untrusted
+import config
+from images import audit, data_plots, leaks, plot_style, splits
+from safety import atomic_files, command_line, csv_files, limits
+from safety.errors import InputError
 
 COLUMNS = ["fold", "mag", "grp", "filename"]
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
@@ -64,7 +61,7 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     def check(good: pd.Series, rule: str, column: str = "filename") -> None:
         if not good.all():
             line = good.index[~good.astype(bool)][0]
-            raise InputError(f"{path}, line {line + 2}: {rule}, came {rows.at[line, column][:200]!r}")
+            raise InputError(f"{path}, line {line + 2}: {rule}, got {rows.at[line, column][:200]!r}")
 
     check(rows.fold.isin(list("12345")), "fold must be 1 to 5", "fold")
     check(rows.mag.isin(["40", "100", "200", "400"]), "mag must be 40, 100, 200 or 400", "mag")
@@ -83,22 +80,22 @@ def read_folds(path: str | Path) -> pd.DataFrame:
 
 
 def read_tree(folder: Path) -> pd.DataFrame:
-    """Reads the names of the pictures themselves, for archives that come without Folds.csv.
+    """Reads the names of the images themselves, for archives that come without Folds.csv.
 
     Args:
-        folder: the one that `audit.find_pictures` gives.
+        folder: the one that `audit.find_images` gives.
 
     Returns:
         The frame of `read_folds` with one row an image; fold and grp are missing, since no name holds them.
 
     Raises:
-        InputError: there is no picture, or one whose name or place is not BreakHis'.
+        InputError: there is no image, or one whose name or place is not BreakHis'.
     """
     paths = pd.Series(
         sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/SOB/*/*/*/*.png")), dtype=str
     )
     if paths.empty:
-        raise InputError(f"data.folds=tree: no pictures below {folder}; {audit.HELP}")
+        raise InputError(f"data.folds=tree: no images below {folder}; {audit.HELP}")
     names = describe(paths.str.rsplit("/", n=1).str[-1])
     wrong = names.path.isna() | (names.path != paths)
     if wrong.any():
@@ -116,17 +113,17 @@ def read_table(settings: config.Data) -> pd.DataFrame:
             f"data.protocol={settings.protocol} {reason} of Folds.csv, which folders do not have; "
             "allowed with data.folds=tree are image, slide and patient"
         )
-    return read_tree(audit.find_pictures(settings.root))
+    return read_tree(audit.image_folder(settings.root))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"data.folds: no table {str(path)!r}; {audit.HELP}")
-    rows = tables.read(path)
+    rows = csv_files.read(path)
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
-        came = ", ".join(map(str, rows.columns[:8]))
-        raise InputError(f"{path}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, came {came}")
+        columns = ", ".join(map(str, rows.columns[:8]))
+        raise InputError(f"{path}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, got {columns}")
     if rows.empty:
         raise InputError(f"{path}: holds no rows")
     return rows
@@ -164,10 +161,10 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
 def notice(root: str | Path) -> str:
     """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where it has none."""
     marker = Path(root) / "SYNTHETIC.txt"
-    if not (marker.is_file() and untrusted.is_within(marker, root)):
+    if not (marker.is_file() and limits.is_within(marker, root)):
         return ""
-    lines = untrusted.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
-    return untrusted.printable(lines[0]) if lines else ""
+    lines = limits.read_bytes(marker, NOTICE_BYTES).decode("utf-8", "replace").splitlines()
+    return limits.printable(lines[0]) if lines else ""
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -196,11 +193,11 @@ def sample_images(table: pd.DataFrame, folder: Path) -> dict:
 
 def main(arguments: list[str]) -> int:
     """Prints and draws the table and its split; returns 1 where the audit finds what training cannot do with."""
-    parser = config.CommandLine(__doc__)
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("--split", metavar="FILE", help="only write the split as CSV; opens no image")
     parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or odd")
-    parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the pictures go (default overview)")
-    parser.add_settings()
+    parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the images go (default overview)")
+    config.add_settings(parser)
     args = parser.parse(arguments)
     settings = config.load_settings(args.config, args.overrides)
     table = read_table(settings.data)
@@ -213,7 +210,7 @@ def main(arguments: list[str]) -> int:
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():
             raise InputError(f"--split writes, and {args.split} would be a run's own split; name another file")
-        files.write_out(args.split, splits.to_csv(parts))
+        atomic_files.write_out(args.split, splits.to_csv(parts))
         print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
     else:
         show_table(table, parts, settings.data, Path(args.out))
@@ -222,31 +219,31 @@ def main(arguments: list[str]) -> int:
 
 def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, out: Path) -> None:
     """Prints the counts of the table and its split; draws the distribution and a sheet of sample images."""
-    folder, note = audit.find_pictures(settings.root), notice(settings.root)
-    sheet = plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
-    print(summary(table), splits.describe(parts), sep="\n\n")
-    plots.save(plots.split(parts), out / "distribution.png", note)
-    plots.save(sheet, out / "samples.png", note)
+    folder, note = audit.image_folder(settings.root), notice(settings.root)
+    sheet = data_plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
+    print(summary(table), leaks.describe(parts), sep="\n\n")
+    plot_style.save(data_plots.split(parts), out / "distribution.png", note)
+    plot_style.save(sheet, out / "samples.png", note)
     print(f"drawn: {out}/distribution.png, {out}/samples.png", *([note] if note else []), sep="\n")
 
 
 def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:
     """Prints the audit, writes it as JSON, draws the suspicious images; returns the exit status."""
-    folder = audit.find_pictures(settings.root)
+    folder = audit.image_folder(settings.root)
     findings = audit.inspect(table.path.unique(), folder, audit.store_of(settings))
     report = audit.report(table, findings, folder)
-    files.write_text(out / "audit.json", json.dumps(report, indent=1))
+    atomic_files.write_text(out / "audit.json", json.dumps(report, indent=1))
     print(audit.describe(report), f"\nwritten: {out}/audit.json", end="")
     suspects = audit.suspects(report, findings).head(60)
     if len(suspects):
         images = [audit.read_rgb(folder, path) for path in suspects.path]
         captions = suspects.path.str.rsplit("/", n=1).str[-1] + "\n" + suspects.why
         labels = suspects.path.str.split("/").str[0]
-        plots.save(plots.gallery(images, captions, labels, "Suspicious images"), out / "suspicious.png")
+        plot_style.save(data_plots.gallery(images, captions, labels, "Suspicious images"), out / "suspicious.png")
         print(f", {out}/suspicious.png", end="")
     print()
     return 1 if report["errors"] else 0
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

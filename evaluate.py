@@ -12,32 +12,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import config  # first, because it quiets TensorFlow
+import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
 import pandas as pd
 
-import audit
-import calibration
-import checkpoint
-import compare
+import config
 import data
-import familiar
-import features
-import intervals
-import measures
-import predictions
-import report
-import resume
-import splits
-import untrusted
-from evaluation import Evaluation
+from evaluation import bootstrap, calibration, comparison, metrics, out_of_distribution, predictions, report
+from evaluation.results import Evaluation
+from features import extraction
+from images import audit, leaks, splits
+from safety import command_line, limits, lock
+from training import checkpoint, decision, environment, resume
 
 
 def main(arguments: list[str]) -> None:
     """Evaluates each run that is named; several are then compared."""
-    parser = config.CommandLine(__doc__)
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or the checkpoint in one")
     parser.add_argument("--split", metavar="FILE", help="take the test images from this split.csv, not from the run's")
     parser.add_argument(
@@ -47,14 +40,14 @@ def main(arguments: list[str]) -> None:
         "chosen on the validation set; default: the one chosen last for this checkpoint, else 0.5",
     )
     args = parser.parse(arguments)
-    rule = calibration.check_rule(args.threshold) if args.threshold else None
+    rule = decision.check_rule(args.threshold) if args.threshold else None
     paths = [checkpoint.find(Path(run)) for run in args.runs]
     evaluated = {}
     for path in paths:
-        with resume.alone_in(path.parent):
+        with lock.exclusive(path.parent):
             evaluated[path.parent] = evaluate(path, rule, args.split)
     if len(evaluated) > 1:
-        compare.compare(evaluated)
+        comparison.compare(evaluated)
 
 
 def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
@@ -80,25 +73,24 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     test = test.assign(prediction=np.where(test.probability >= decision["threshold"], "malignant", "benign"))
     results = score(test, valid, settings, decision) | {
         "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
-        "run": untrusted.printable(path.parent.name),
+        "run": limits.printable(path.parent.name),
         "base": settings.model.base,
         "weights": settings.model.weights,
-        "split": untrusted.printable(other_split or "of the run"),
-        "leaks": splits.leaks(table),
+        "split": limits.printable(other_split or "of the run"),
+        "leaks": leaks.measure(table),
         "malignant_share": shares_of_malignant(table),
         "notice": data.notice(settings.data.root),
         "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),
     }
     out = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
-    environment = resume.surroundings_of(path.parent)
-    evaluation = Evaluation(results, test, out, splits.describe(table), settings, environment)
+    evaluation = Evaluation(results, test, out, leaks.describe(table), settings, environment.read(path.parent))
     report.write(evaluation, network)
     return evaluation
 
 
 def name_of(split: str) -> str:
     """Tells other splits apart whose files bear the same name, as those of all runs do."""
-    name = untrusted.printable(Path(split).stem[:40])
+    name = limits.printable(Path(split).stem[:40])
     return f"{name}-{splits.digest(Path(split).read_bytes().decode())[:8]}"
 
 
@@ -122,10 +114,10 @@ def shares_of_malignant(table: pd.DataFrame) -> dict[str, float]:
 
 
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
-    """What the training pictures look like to the base, so that predict.py can tell others from them."""
+    """What the training images look like to the base, so that predict.py can tell others from them."""
     train = audit.with_pixels(table[table.set == "train"], settings.data)
-    kept = features.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
-    return familiar.describe(kept.array, kept.places)
+    kept = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
+    return out_of_distribution.describe(kept.array, kept.places)
 
 
 def decide(valid: pd.DataFrame, rule: str) -> dict:
@@ -141,11 +133,11 @@ def decide(valid: pd.DataFrame, rule: str) -> dict:
 def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, decision: dict) -> dict:
     """What metrics.json holds of the predictions: scores, their intervals, calibration."""
     temperature = decision["temperature"]
-    return measures.measure(test, settings.data, decision["threshold"]) | {
+    return metrics.measure(test, settings.data, decision["threshold"]) | {
         "threshold_rule": decision["rule"],
-        "threshold_chosen": calibration.is_chosen(decision["rule"]),
-        "intervals": intervals.intervals(test, decision["threshold"], settings.data.seed),
-        "bootstrap": {"draws": intervals.DRAWS, "level": intervals.LEVEL, "seed": settings.data.seed},
+        "threshold_chosen": decision.is_chosen(decision["rule"]),
+        "intervals": bootstrap.intervals(test, decision["threshold"], settings.data.seed),
+        "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": settings.data.seed},
         "calibration": {
             "temperature": temperature,
             **{
@@ -157,4 +149,4 @@ def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, de
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

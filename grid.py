@@ -14,23 +14,26 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import config
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 from tqdm import tqdm
+
+import config
+from safety import command_line
+from safety.errors import InputError
 
 HERE = Path(__file__).parent
 
 
 def main(arguments: list[str]) -> int:
     """Trains what is missing of this share of the grid, then evaluates all of it if no run is missing any more."""
-    parser = config.CommandLine(__doc__)
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("name", metavar="NAME", help="what the names of the runs begin with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
     parser.add_argument(
         "--share", default="1/1", metavar="I/N", help="train each Nth run, beginning with the Ith [1/1]"
     )
-    parser.add_settings()
+    config.add_settings(parser)
     args = parser.parse(arguments)
     common = ["--config", args.config] if args.config else []
     runs = grid(args.name, args.overrides)
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> int:
         config.load_settings(args.config, settings)
     mine = share(list(runs), args.share)
     if args.jobs < 1:
-        raise InputError(f"--jobs: needed is 1 or more, came {args.jobs}")
+        raise InputError(f"--jobs: needed is 1 or more, got {args.jobs}")
     with ThreadPoolExecutor(args.jobs) as pool:
         done = pool.map(lambda name: train(name, [*common, *runs[name]]), mine)
         try:
@@ -79,7 +82,7 @@ def share(names: list[str], which: str) -> list[str]:
     """Every Nth of the names, beginning with the Ith; raises InputError unless `which` reads I/N with I from 1 to N."""
     found = re.fullmatch(r"(\d+)/(\d+)", which)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--share: needed is I/N with I from 1 to N, for instance 1/2, came {which}")
+        raise InputError(f"--share: needed is I/N with I from 1 to N, for instance 1/2, got {which}")
     return names[int(found[1]) - 1 :: int(found[2])]
 
 
@@ -107,4 +110,4 @@ def finished(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

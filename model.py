@@ -6,15 +6,14 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import config  # first, because it quiets TensorFlow
-from config import InputError
-
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_addons as tfa
 
-import hdf5
+import config
+from safety import hdf5_files
+from safety.errors import InputError
 
 CAFFE_MEAN = [103.939, 116.779, 123.68]
 HEAD = "head_alone"
@@ -66,7 +65,7 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
 
 
 def base_of(network: keras.Model) -> keras.Model:
-    """The part of the model that turns pictures into feature maps; it stands as one layer in the whole."""
+    """The part of the model that turns images into feature maps; it stands as one layer in the whole."""
     return next(layer for layer in network.layers if isinstance(layer, keras.Model))
 
 
@@ -103,9 +102,9 @@ def _load_base(base: keras.Model, weights: str) -> None:
     if not path.is_file():
         raise InputError(f"model.weights: no file {weights!r}; allowed are imagenet, random or the path of a .h5")
     if path.suffix != ".h5":
-        raise InputError(f"model.weights: allowed are imagenet, random or the path of a .h5, came {weights!r}")
+        raise InputError(f"model.weights: allowed are imagenet, random or the path of a .h5, got {weights!r}")
     try:
-        hdf5.check(path)
+        hdf5_files.check(path)
         base.load_weights(path)
     except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError) as error:
         raise InputError(f"model.weights: {path} does not hold the weights of ResNet50 without top: {error}") from None
@@ -203,22 +202,6 @@ def compile_model(
         # The head's steps are so short that calling each from Python would take longer than the steps themselves.
         steps_per_execution=64 if model.name == HEAD else 1,
     )
-
-
-class LogRate(keras.callbacks.Callback):
-    """Adds `learning_rate` at the end of each epoch to the logs.
-
-    Args:
-        rate: the schedule.
-        steps: of an epoch.
-    """
-
-    def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule, steps: int) -> None:
-        super().__init__()
-        self.rate, self.steps = rate, steps
-
-    def on_epoch_end(self, epoch: int, logs: dict) -> None:
-        logs["learning_rate"] = float(self.rate(self.steps * (epoch + 1)))
 
 
 def weights_hash(model: keras.Model) -> str:

@@ -1,19 +1,19 @@
-"""Predicts new pictures with a run's checkpoint: python predict.py RUN IMAGE_OR_FOLDER ...
+"""Predicts new images with a run's checkpoint: python predict.py RUN IMAGE_OR_FOLDER ...
 
     python predict.py runs/thesis slide.png                          a CSV on standard output
-    python predict.py runs/thesis pictures --out predictions.csv     every picture in a folder and below it
-    python predict.py runs/thesis pictures --heatmaps maps           and what speaks for each prediction, as PNG
+    python predict.py runs/thesis images --out predictions.csv     every image in a folder and below it
+    python predict.py runs/thesis images --heatmaps maps           and what speaks for each prediction, as PNG
 
 PNG, JPEG, TIFF (its first page) and BMP of any size up to 50 megapixels. What is transparent is laid on white, 16 bits
-are scaled to 8, and a camera's orientation is honoured. A picture that cannot be read gets a row that says why.
+are scaled to 8, and a camera's orientation is honoured. An image that cannot be read gets a row that says why.
 
 columns:
-  file          the picture; control characters are escaped, and ' stands before what a spreadsheet would compute
+  file          the image; control characters are escaped, and ' stands before what a spreadsheet would compute
   probability   of malignant, by the network
   calibrated    the same after the temperature scaling of evaluate.py; empty where it has not been run
   prediction    malignant from the checkpoint's threshold on, else benign
   review        yes where a human should look first, for the reason in `why`
-  why           near the threshold, or unlike the training pictures
+  why           near the threshold, or unlike the training images
   error         why there is no prediction
 """
 
@@ -27,8 +27,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import config
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
@@ -37,21 +36,18 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-import calibration
-import checkpoint
-import familiar
-import features
-import files
-import gradcam
 import model
-import pictures
-import tables
-import untrusted
+from evaluation import calibration, gradcam, out_of_distribution, results
+from features import extraction
+from images import decoding
+from safety import atomic_files, command_line, csv_files, limits
+from safety.errors import InputError
+from training import checkpoint
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 # As many take about a gigabyte on their way.
 MAX_PIXELS = 50_000_000
-# Every scan of a JPEG takes as long as the whole picture; a progressive one has about ten.
+# Every scan of a JPEG takes as long as the whole image; a progressive one has about ten.
 MAX_SCANS = 50
 MAX_JPEG_BYTES = 2**28
 # The marker, then the length of its header, which tells it from the same two bytes in metadata.
@@ -62,23 +58,23 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"]
 # Not one a core, because of that gigabyte.
 READERS = 4
 COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "error"]
-# By whether the probability is near the threshold (1) and the picture beyond the limit of the training pictures (2).
-WHY = ["", "near the threshold", "unlike the training pictures", "near the threshold; unlike the training pictures"]
+# By whether the probability is near the threshold (1) and the image beyond the limit of the training images (2).
+WHY = ["", "near the threshold", "unlike the training images", "near the threshold; unlike the training images"]
 MARGIN = 0.2
 NOT_CALIBRATED = "evaluate.py has not calibrated this checkpoint yet: threshold 0.5, and `calibrated` stays empty"
-NOT_DESCRIBED = "evaluate.py has not described its training pictures yet: none can be flagged as unlike them"
+NOT_DESCRIBED = "evaluate.py has not described its training images yet: none can be flagged as unlike them"
 
 
 def main(arguments: list[str]) -> int:
-    """Predicts, writes the table, and returns 1 if there was a picture that could not be read."""
-    parser = config.CommandLine(__doc__)
+    """Predicts, writes the table, and returns 1 if there was an image that could not be read."""
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or the checkpoint in one")
     # Their names may be of any bytes, as of those that are found in folders.
     parser.add_argument(
-        "pictures", nargs="+", type=str, metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
+        "images", nargs="+", type=str, metavar="IMAGE_OR_FOLDER", help="folders are searched to the bottom"
     )
     parser.add_argument("--out", metavar="FILE", help="write the CSV here, not to standard output")
-    parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each picture here")
+    parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each image here")
     parser.add_argument(
         "--margin",
         type=_margin,
@@ -86,7 +82,7 @@ def main(arguments: list[str]) -> int:
         help="review what is nearer to the threshold than this share of the way from it to 0 or to 1 (0.2)",
     )
     args = parser.parse(arguments)
-    paths = find(args.pictures)
+    paths = find(args.images)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: {args.out} is a folder; needed is the name of a file")
     if args.heatmaps and args.heatmaps.exists() and not args.heatmaps.is_dir():
@@ -103,15 +99,15 @@ def main(arguments: list[str]) -> int:
 
 def _margin(text: str) -> float:
     if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"allowed is 0 to 1, came {text}")
+        raise argparse.ArgumentTypeError(f"allowed is 0 to 1, got {text}")
     return float(text)
 
 
 def find(names: list[str]) -> list[Path]:
-    """The pictures that are named and those in the folders that are named, each once, a folder's in sorted order.
+    """The images that are named and those in the folders that are named, each once, a folder's in sorted order.
 
     Raises:
-        InputError: there is no such file or folder, or no picture in any.
+        InputError: there is no such file or folder, or no image in any.
     """
     paths = [path for name in names for path in _below(Path(name))]
     if not paths:
@@ -130,42 +126,44 @@ def _below(path: Path) -> list[Path]:
 def predict(
     network: keras.Model, about: dict, paths: list[Path], margin: float = MARGIN, heatmaps: Path | None = None
 ) -> pd.DataFrame:
-    """A row for each picture, with COLUMNS.
+    """A row for each image, with COLUMNS.
 
     Args:
         network: of `checkpoint.load`.
         about: of `checkpoint.load`.
-        paths: of the pictures.
+        paths: of the images.
         margin: what is less certain, by `calibration.certainty`, is to be reviewed.
-        heatmaps: folder for an overlay of each picture, as the network sees it, named by its row and file.
+        heatmaps: folder for an overlay of each image, as the network sees it, named by its row and file.
     """
-    base, head = model.feature_function(model.pooled(network), features.BATCH), model.head(network)
+    base, head = model.feature_function(model.pooled(network), extraction.BATCH), model.head(network)
     tables = []
     for start, images, errors in _batches(paths, about["settings"].data.image_size):
         pooled = _run(base, images)
         found = pd.DataFrame({"file": paths[start : start + len(images)], "error": errors})
         found["probability"] = head.predict_on_batch(pooled)[:, 0].astype(float)
-        found["distance"] = familiar.distances(pooled, about["familiar"]) if about.get("familiar") else np.nan
-        tables.append(judge(found, about, margin))
+        found["distance"] = (
+            out_of_distribution.distances(pooled, about["familiar"]) if about.get("familiar") else np.nan
+        )
+        csv_files.append(judge(found, about, margin))
         if heatmaps:
             _draw(network, images, tables[-1], heatmaps, start)
     return pd.concat(tables, ignore_index=True)
 
 
 def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
-    """At most features.BATCH pictures at a time: the number of the first, the pictures, what is wrong with each."""
+    """At most features.BATCH images at a time: the number of the first, the images, what is wrong with each."""
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
-        for start in range(0, len(paths), features.BATCH):
-            some = paths[start : start + features.BATCH]
+        for start in range(0, len(paths), extraction.BATCH):
+            some = paths[start : start + extraction.BATCH]
             images, errors = zip(*pool.map(lambda path: read(path, size), some))
             yield start, np.stack(images), errors
             bar.update(len(some))
 
 
 def read(path: Path, size: int) -> tuple[np.ndarray, str]:
-    """One picture as `pictures.read` gives it, (size, size, 3), and the reason why it is black instead, if it is."""
+    """One image as `images.read` gives it, (size, size, 3), and the reason why it is black instead, if it is."""
     try:
-        return pictures.resize(tf.constant(read_rgb(path)), size).numpy(), ""
+        return decoding.resize(tf.constant(read_rgb(path)), size).numpy(), ""
     except Image.UnidentifiedImageError:
         error = "is no PNG, JPEG, TIFF or BMP"
     except InputError as refused:
@@ -177,7 +175,7 @@ def read(path: Path, size: int) -> tuple[np.ndarray, str]:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """One picture as (height, width, 3), uint8, upright, on white where it is transparent.
+    """One image as (height, width, 3), uint8, upright, on white where it is transparent.
 
     Raises:
         InputError: it is empty or no regular file, has too many pixels or scans, or channels that cannot be shown as
@@ -201,7 +199,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def _check_scans(path: Path) -> None:
-    scans = len(SCAN.findall(untrusted.read_bytes(path, MAX_JPEG_BYTES)))
+    scans = len(SCAN.findall(limits.read_bytes(path, MAX_JPEG_BYTES)))
     if scans > MAX_SCANS:
         raise InputError(f"has {scans} scans, allowed are {MAX_SCANS}")
 
@@ -215,8 +213,8 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _run(base: Callable, images: np.ndarray) -> np.ndarray:
-    """The pooled features of at most features.BATCH pictures, the batch filled up with zeros."""
-    filled = np.zeros((features.BATCH, *images.shape[1:]), np.float32)
+    """The pooled features of at most features.BATCH images, the batch filled up with zeros."""
+    filled = np.zeros((extraction.BATCH, *images.shape[1:]), np.float32)
     filled[: len(images)] = images
     return base(tf.constant(filled)).numpy()[: len(images)]
 
@@ -225,7 +223,7 @@ def judge(found: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:
     """Adds what follows from the probability and the distance; gives COLUMNS.
 
     Args:
-        found: with file, probability, distance (of `familiar.distances`) and error (empty for a picture that was read).
+        found: with file, probability, distance (of `familiar.distances`) and error (empty for an image that was read).
         about: of `checkpoint.load`; `decision` and `familiar` count, where it has them.
         margin: what is less certain, by `calibration.certainty`, is to be reviewed.
     """
@@ -245,19 +243,21 @@ def judge(found: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:
 
 
 def _draw(network: keras.Model, images: np.ndarray, table: pd.DataFrame, folder: Path, start: int) -> None:
-    """Overlays of the pictures that were read; the number of the row makes the name its own."""
+    """Overlays of the images that were read; the number of the row makes the name its own."""
     heat = gradcam.heatmaps(network, images, (table.prediction == "malignant").to_numpy())
     for place in np.flatnonzero(table.error == ""):
         # Cut, since the number must not make a name longer than a file system takes.
         name = f"{start + place + 1:05}-{table.file[place].stem[:60]}.png"
-        with files.replacing(folder / name) as beside:
+        with atomic_files.replacing(folder / name) as beside:
             Image.fromarray(gradcam.overlay(images[place], heat[place])).save(beside)
 
 
 def write(table: pd.DataFrame, out: str | None) -> None:
     """Writes the table as CSV in UTF-8, to a file as a whole, or to standard output where none is named."""
-    text = table.assign(file=table.file.map(tables.plain), error=table.error.map(tables.plain)).to_csv(index=False)
-    files.write_out(out or "/dev/stdout", text)
+    text = table.assign(
+        file=table.file.map(csv_files.spreadsheet_safe), error=table.error.map(csv_files.spreadsheet_safe)
+    ).to_csv(index=False)
+    atomic_files.write_out(out or "/dev/stdout", text)
 
 
 def report(about: dict, unread: int, total: int) -> None:
@@ -265,11 +265,11 @@ def report(about: dict, unread: int, total: int) -> None:
     lines = [
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
-        f"{unread} of {total} pictures could not be read; the column `error` says why" if unread else "",
-        config.RESEARCH_ONLY,
+        f"{unread} of {total} images could not be read; the column `error` says why" if unread else "",
+        results.RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

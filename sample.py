@@ -3,10 +3,10 @@
     python sample.py                             sample/, 3 images of each slide and magnification
     python sample.py tiny --images 1 --seed 7    tiny/, fewer images of other patients
 
-Every picture is drawn by this program and is no evidence of anything medical. Two signals are put in on purpose.
+Every image is drawn by this program and is no evidence of anything medical. Two signals are put in on purpose.
 The class shows in the nuclei and glands, with overlap. Stain, light and focus differ from patient to patient (and
 less from slide to slide) and know nothing of the class: a split that lets a patient stand on both sides can learn
-them by heart and so flatters itself, as it does on the real images. The mean colour of a picture tells no class.
+them by heart and so flatters itself, as it does on the real images. The mean colour of an image tells no class.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-import config
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from scipy import fft, ndimage
 from tqdm import tqdm
+
+from safety import command_line
+from safety.errors import InputError
 
 NOTICE = "Synthetic images drawn by a program: no patient, no tissue, no evidence of anything medical."
 WIDTH, HEIGHT, LOW = 350, 230, 228  # px, half of the real 700 x 460 and 700 x 456
@@ -107,7 +109,7 @@ def all_slides() -> list[Slide]:
 
 
 class Manner(NamedTuple):
-    """What makes the pictures of one slide alike."""
+    """What makes the images of one slide alike."""
 
     grade: float
     strands: float  # micrometres per micrometre: how coarse the fibres are
@@ -167,7 +169,7 @@ def scatter(rng, field: complex, spacing: float, keep: float) -> np.ndarray:
 
 
 class Scene:
-    """The regions and the nuclei of one picture, painted at twice its size so that halving smooths the edges."""
+    """The regions and the nuclei of one image, painted at twice its size so that halving smooths the edges."""
 
     def __init__(self, rng, kind: Subtype, grade: float, scale: float):
         self.rng, self.kind, self.grade, self.scale = rng, kind, grade, 2 * scale
@@ -267,7 +269,7 @@ def stain(rng, scene: Scene, way: Manner) -> tuple[np.ndarray, np.ndarray]:
 
 
 def settle(haema, eosin, amounts) -> tuple[np.ndarray, np.ndarray]:
-    """Bring the mean amounts to the slide's own, so that many nuclei do not make a picture more purple."""
+    """Bring the mean amounts to the slide's own, so that many nuclei do not make an image more purple."""
     eosin = eosin * (amounts[1] / eosin.mean())
     ratio = amounts[0] / haema.mean()
     haema = haema * min(ratio, ratio**0.5)  # few nuclei must not turn black: what is missing tints all tissue
@@ -326,13 +328,13 @@ def write(folder: Path, seed: int, images: int, marker: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Reads the arguments, and does nothing where the same sample is there."""
-    parser = config.CommandLine(__doc__)
+    parser = command_line.CommandLine(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("sample"), help="where it goes (default sample)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other patients (default 0)")
     parser.add_argument("--images", type=int, default=3, help="of each slide and magnification (default 3)")
     args = parser.parse(arguments)
     if args.seed < 0 or not 1 <= args.images <= 999:
-        raise InputError(f"--seed must be 0 or more, came {args.seed}; --images 1 to 999, came {args.images}")
+        raise InputError(f"--seed must be 0 or more, got {args.seed}; --images 1 to 999, got {args.images}")
     marker = f"{NOTICE}\npython sample.py --seed {args.seed} --images {args.images}, version {VERSION}\n"
     print(NOTICE)
     there = args.folder / MARKER
@@ -346,4 +348,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

@@ -14,27 +14,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-import config  # first, because it quiets TensorFlow
-from config import InputError
+import safety.startup  # noqa: F401  before any other import
 
 import keras
 import pandas as pd
 
-import audit
-import checkpoint
+import config
 import data
-import device
-import find_lr
 import model
-import phases
-import plots
-import record
-import resume
-import splits
-import stops
-import strategy
-import tune
-import watch
+from devices import precision, strategy
+from images import audit, leaks, plot_style, splits
+from safety import command_line, lock, signals
+from safety.errors import InputError
+from training import callbacks, checkpoint, environment, lr_range_test, phases, resume, training_plots, tuner
 
 
 class Begun(NamedTuple):
@@ -54,17 +46,17 @@ class Begun(NamedTuple):
     rows: pd.DataFrame
     valid: pd.DataFrame
     network: keras.Model
-    surroundings: dict
+    environment_now: dict
 
 
 def main(arguments: list[str]) -> None:
     """A new run, one that goes on, or a search for settings; with no other process in its folder."""
-    parser = config.CommandLine(__doc__)
-    parser.add_settings()
+    parser = command_line.CommandLine(__doc__)
+    config.add_settings(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
     instead.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
-    instead.add_argument("--tune", metavar="TRIALS", type=tune.trials, help="search where the section tune says")
+    instead.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search where the section tune says")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
@@ -73,7 +65,7 @@ def main(arguments: list[str]) -> None:
         run = Path("runs") / name_of(settings)
     if args.find_lr or args.tune:
         return search(run, settings, args.tune)
-    with resume.told(run, f"--resume {run}"), strategy.joined(settings, run) as folder, resume.alone_in(folder):
+    with resume.advice_on_stop(run, f"--resume {run}"), strategy.scope(settings, run) as folder, lock.exclusive(folder):
         if folder.exists() and not args.resume:
             raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
         experiment(folder, begin(settings))
@@ -83,69 +75,69 @@ def main(arguments: list[str]) -> None:
 def begin(settings: config.Settings) -> Begun:
     """The images, their split and the network; what can be refused is refused before the first long step."""
     table = data.read_table(settings.data)
-    audit.find_pictures(settings.data.root)
+    audit.image_folder(settings.data.root)
     splits.split(table, settings.data)
-    settings = device.with_precision(settings)
-    machine = device.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    settings = precision.with_precision(settings)
+    machine = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
-    table, dropped = audit.sound(table, settings.data)
+    table, dropped = audit.usable(table, settings.data)
     version = audit.data_version(table)
-    strategy.same(data=version, precision=settings.train.precision)
+    strategy.assert_same(data=version, precision=settings.train.precision)
     table = splits.split(table, settings.data)
     train, valid = table[table.set == "train"], table[table.set == "valid"]
     rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
     found = {"device": machine, "data_sha256": version, "dropped": dropped}
-    surroundings = record.environment(settings, table, network) | found
+    environment_now = environment.collect(settings, table, network) | found
 
     drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
-    notice = [surroundings["notice"]] if surroundings["notice"] else []
-    print(settings.to_yaml(), splits.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
-    return Begun(settings, table, rows, valid, network, surroundings)
+    notice = [environment_now["notice"]] if environment_now["notice"] else []
+    print(settings.to_yaml(), leaks.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
+    return Begun(settings, table, rows, valid, network, environment_now)
 
 
 def experiment(run: Path, begun: Begun) -> None:
     """Trains, phase after phase; a run whose folder is there goes on where it stood."""
-    settings, table, rows, valid, network, surroundings = begun
+    settings, table, rows, valid, network, environment_now = begun
     if run.exists():
-        resume.reopen(run, surroundings)
+        resume.reopen(run, environment_now)
     plan = phases.prepare(network, rows, valid, settings)
     if not run.exists():
-        record.write_first_files(run, settings, table, surroundings)
-    keeper = checkpoint.KeepBest(network, run / "best_model.keras", record.about(settings, table))
+        environment.write_first_files(run, settings, table, environment_now)
+    keeper = callbacks.SaveBest(network, run / "best_model.keras", checkpoint.about(settings, table))
     for phase in plan:
         fit(phase, run, rows, settings, keeper)
-    figure = plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
-    plots.save(figure, run / "history.png", surroundings["notice"])
+    figure = training_plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
+    plot_style.save(figure, run / "history.png", environment_now["notice"])
 
 
 def fit(
-    phase: phases.Phase, run: Path, rows: pd.DataFrame, settings: config.Settings, keeper: checkpoint.KeepBest
+    phase: phases.Phase, run: Path, rows: pd.DataFrame, settings: config.Settings, keeper: callbacks.SaveBest
 ) -> None:
     """Trains a phase from where the run stands; nothing is left to do where a resumed run has the phase behind it."""
     phase.begin(keeper.path)
     model.compile_model(phase.trained, settings.train, phase.rate)
     state = resume.restore(phase.trained, run, phase.first)
-    strategy.same(epoch=state.epoch)
+    strategy.assert_same(epoch=state.epoch)
     keeper.best = state.best
-    with stops.waiting() as came:
+    with signals.deferred() as received:
         phase.trained.fit(
-            strategy.spread(phase.batches_from(state.epoch), weighted=True),
+            strategy.distribute(phase.batches_from(state.epoch), weighted=True),
             initial_epoch=state.epoch,
             epochs=phase.last,
             steps_per_epoch=phase.steps,
-            validation_data=strategy.spread(phase.valid_batches),
+            validation_data=strategy.distribute(phase.valid_batches),
             validation_steps=phase.valid_steps,
             callbacks=[
-                watch.StopOnNoNumber(run, rows.filename, settings, phase.rate),
+                callbacks.StopOnNaN(run, rows.filename, settings, phase.rate),
                 # Before those that write the logs, so that they find the rate among them.
-                model.LogRate(phase.rate, phase.steps),
+                callbacks.LogLearningRate(phase.rate, phase.steps),
                 keeper,
-                resume.KeepState(run, state, keeper),
+                callbacks.SaveState(run, state, keeper),
                 keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-                watch.StopBetweenSteps(came),
+                callbacks.StopOnSignal(received),
             ],
         )
-    strategy.wait()
+    strategy.barrier()
     if not keeper.path.exists():
         raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
 
@@ -156,15 +148,17 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     if not settings.cached:
         raise InputError(
             f"--{name} trains the head on cached features: allowed are train.features=cached and "
-            f"model.base=resnet50, came {settings.train.features} and {settings.model.base}"
+            f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
-    with resume.alone_in(folder), resume.told(folder, f"--tune {trials} --config {folder}/config.yaml"):
-        settings, _, rows, valid, network, surroundings = begin(settings)
+    with lock.exclusive(folder), resume.advice_on_stop(folder, f"--tune {trials} --config {folder}/config.yaml"):
+        settings, _, rows, valid, network, environment_now = begin(settings)
         if trials:
-            return tune.search(trials, folder, tune.prepare(network, rows, valid, settings), surroundings["notice"])
-        curve = find_lr.sweep(phases.head(network, rows, valid, settings), settings)
-        find_lr.report(curve, folder, surroundings["notice"])
+            return tuner.search(
+                trials, folder, tuner.prepare(network, rows, valid, settings), environment_now["notice"]
+            )
+        curve = lr_range_test.sweep(phases.head(network, rows, valid, settings), settings)
+        lr_range_test.report(curve, folder, environment_now["notice"])
 
 
 def name_of(settings: config.Settings) -> str:
@@ -175,4 +169,4 @@ def name_of(settings: config.Settings) -> str:
 
 
 if __name__ == "__main__":
-    config.run(main)
+    command_line.run(main)

@@ -6,76 +6,23 @@ import shutil
 import signal
 from pathlib import Path
 
-import config
+import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from tiny_tree import EVALUATED, REAL, fold_rows, tiny_settings, write_tree
 
+import config
 import data
 import evaluate
-import figures
 import train
+from evaluation import figures
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A suite in the background would hand on to its processes that Ctrl-C is to be ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "breakhis"
-# Two slides of one patient, the rest of a patient each; every subtype twice and more.
-SLIDES = [
-    "B_A-14-101AB", "B_A-14-101CD", "B_A-14-102", "B_F-14-103", "B_F-14-104", "B_PT-14-105", "B_PT-15-106",
-    "B_TA-14-107", "B_TA-14-108E", "M_DC-14-201", "M_DC-14-202", "M_DC-14-203AB", "M_DC-14-203CD", "M_LC-14-204",
-    "M_LC-14-205", "M_MC-14-206", "M_MC-15-207", "M_PC-14-208", "M_PC-14-209",
-]  # fmt: skip
-
-
-def fold_rows(slides: list[str] = SLIDES, mags: tuple = (40, 100, 200, 400), images: int = 2) -> pd.DataFrame:
-    """The rows of a Folds.csv for these slides; every third slide is tested in each fold."""
-    names = pd.Series([f"SOB_{s}-{mag}-{n:03}.png" for s in slides for mag in mags for n in range(1, images + 1)])
-    table = data.describe(names)
-    assert table.slide.notna().all()
-    places = table.slide.map({slide: place for place, slide in enumerate(table.slide.unique())})
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "fold": fold,
-                    "mag": table.mag,
-                    "grp": np.where((places + fold) % 3 == 0, "test", "train"),
-                    "filename": "BreaKHis_v1/histology_slides/breast/" + table.path,
-                }
-            )
-            for fold in range(1, 6)
-        ]
-    )
-
-
-def write_tree(root: Path, rows: pd.DataFrame, size: tuple[int, int] = (48, 32)) -> None:
-    """Folds.csv and pictures of noise, malignant ones a little darker in the middle."""
-    root.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(root / "Folds.csv", index=False)
-    for number, name in enumerate(sorted(set(rows.filename))):
-        pixels = np.random.RandomState(number).randint(120, 256, (size[1], size[0], 3)).astype(np.uint8)
-        if "/malignant/" in name:
-            pixels[8:24, 12:36] //= 2
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / name)
-
-
-def tiny_settings(root: Path, *overrides: str) -> list[str]:
-    """Overrides with which a run on a tiny tree takes seconds."""
-    return [
-        f"data.root={root}", f"data.folds={root / 'Folds.csv'}", "data.protocol=image", "data.test_per_class=10",
-        "data.image_size=32", "model.weights=random", "model.standardize=true", "train.epochs=2",
-        "train.batch_size=16", "train.precision=float32", "train.run=tiny", *overrides,
-    ]  # fmt: skip
-
-
-# Of a network that is quickly trained, and so slowly that some of its predictions are wrong.
-EVALUATED = ["data.test_per_class=25", "model.base=cnn", "train.epochs=6", "train.maximal_lr=3e-4"]
 
 
 @pytest.fixture(autouse=True)

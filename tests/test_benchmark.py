@@ -3,11 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import config
-
 import pytest
 
 import benchmark
+import config
 
 ROOT = Path(config.__file__).parent
 

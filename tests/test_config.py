@@ -5,13 +5,12 @@ import sys
 import time
 from pathlib import Path
 
-import config
-from config import InputError
-
 import pytest
 from ruamel.yaml import YAML
 
-from untrusted import DataError
+import config
+from safety import command_line
+from safety.errors import DataError, InputError
 
 ROOT = Path(config.__file__).parent
 
@@ -64,9 +63,9 @@ def test_amounts_may_be_off(text, value):
 @pytest.mark.parametrize("override, words", [
     ("train.epoch=3", "nearest is train.epochs"),
     ("trian.epochs=3", "nearest is train"),
-    ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, came '0'"),
+    ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, got '0'"),
     ("train.epochs=true", "train.epochs: input should be a valid integer"),
-    ("train.epochs=many", "came 'many'"),
+    ("train.epochs=many", "got 'many'"),
     ("data.protocol=sheep", "'row', 'image'"),
     ("data.magnification=50", "'all', 40, 100, 200 or 400"),
     ("data.valid_fraction=1.0", "data.valid_fraction: input should be less than 1"),
@@ -81,8 +80,8 @@ def test_amounts_may_be_off(text, value):
     ("train.batch_size=" + "9" * 23, "train.batch_size: input should be less than or equal to 100000"),
     ("train.step_size_epochs=" + "9" * 23, "train.step_size_epochs: input should be less than or equal to 100000"),
     ("train.cache_gib=1e308", "train.cache_gib: input should be less than or equal to 1000000"),
-    ("data.root=a\u202eb", r"data.root: allowed are characters that can be printed, at least one, came 'a\u202eb'"),
-    ("data.folds=a\x1b[31m", r"data.folds: allowed are characters that can be printed, at least one, came 'a\x1b[31m'"),
+    ("data.root=a\u202eb", r"data.root: allowed are characters that can be printed, at least one, got 'a\u202eb'"),
+    ("data.folds=a\x1b[31m", r"data.folds: allowed are characters that can be printed, at least one, got 'a\x1b[31m'"),
     ("model.weights=", "model.weights: allowed are characters that can be printed, at least one"),
     ("data.seed=!!python/object/apply:os.getcwd []", "no plain YAML"),
 ])  # fmt: skip
@@ -115,7 +114,7 @@ def test_wrong_files_are_refused(tmp_path, text, words):
     ("a: " + "9" * 30000, "no plain YAML"),
     ("- 0x" + "f" * 5000, "no plain YAML"),
     ("data:\n  fold: 0x" + "f" * 5000, "line 2 has 5002 characters without quotes"),
-    ("a" * 2**15 + "a", "allowed are 32768 bytes, came 32769"),
+    ("a" * 2**15 + "a", "allowed are 32768 bytes, got 32769"),
     ('data: {root: "a\\0b"}', "data.root"),
     ('data: {root: "\\ud800"}', "data.root"),
 ])  # fmt: skip
@@ -142,12 +141,12 @@ def test_the_front_door_tells_it_plainly(capsys, error, status, told):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        config.run(main)
+        command_line.run(main)
     assert (ended.value.code, capsys.readouterr().err) == (status, told)
 
 
 def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
-    code = "import config; config.run(lambda arguments: print('ü', *arguments))"
+    code = "from safety import command_line; command_line.run(lambda arguments: print('ü', *arguments))"
     told = subprocess.run(
         [sys.executable, "-c", code, b"\xff"],
         capture_output=True,
@@ -158,14 +157,14 @@ def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["runs/\udcff"], ["--out", "\udcff"], ["--folder", "\udcff"]])
-def test_names_that_are_not_utf_8_are_refused_unless_they_are_of_pictures(arguments):
-    parser = config.CommandLine("test")
+def test_names_that_are_not_utf_8_are_refused_unless_they_are_of_images(arguments):
+    parser = command_line.CommandLine("test")
     parser.add_argument("run", nargs="?")
     parser.add_argument("--out")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--pictures", type=str)
-    assert parser.parse(["--pictures", "\udcff"]).pictures == "\udcff"
-    with pytest.raises(InputError, match="allowed is UTF-8, came '.*udcff'"):
+    parser.add_argument("--images", type=str)
+    assert parser.parse(["--images", "\udcff"]).images == "\udcff"
+    with pytest.raises(InputError, match="allowed is UTF-8, got '.*udcff'"):
         parser.parse(arguments)
 
 
@@ -177,8 +176,8 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
 
 
 def test_options_and_settings_stand_in_any_order():
-    parser = config.CommandLine("test")
-    parser.add_settings()
+    parser = command_line.CommandLine("test")
+    config.add_settings(parser)
     args = parser.parse(["train.epochs=1", "--config", "sample.yaml", "data.seed=2"])
     assert (args.config, args.overrides) == ("sample.yaml", ["train.epochs=1", "data.seed=2"])
     with pytest.raises(InputError, match="--nonsense"):
@@ -186,7 +185,7 @@ def test_options_and_settings_stand_in_any_order():
 
 
 def test_help_names_every_setting():
-    parser = config.CommandLine("test")
-    parser.add_settings()
+    parser = command_line.CommandLine("test")
+    config.add_settings(parser)
     text = parser.format_help()
     assert all(f"{name}=" in text for name in config.setting_names())

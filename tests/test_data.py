@@ -1,15 +1,13 @@
 import re
 
-import config
-from config import InputError
-
 import pandas as pd
 import pytest
-from conftest import fold_rows, tiny_settings, write_tree
+from tiny_tree import fold_rows, tiny_settings, write_tree
 
-import audit
+import config
 import data
-import splits
+from images import audit, splits
+from safety.errors import InputError
 
 COLUMNS = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
 
@@ -60,11 +58,11 @@ NAME = "BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-101AB
 
 
 @pytest.mark.parametrize("column, value, words", [
-    ("fold", "6", "fold must be 1 to 5, came '6'"),
+    ("fold", "6", "fold must be 1 to 5, got '6'"),
     ("fold", "", "fold must be 1 to 5"),
-    ("mag", "50", "mag must be 40, 100, 200 or 400, came '50'"),
-    ("mag", "100", "mag contradicts the file's name, came '100'"),
-    ("grp", "valid", "grp must be train or test, came 'valid'"),
+    ("mag", "50", "mag must be 40, 100, 200 or 400, got '50'"),
+    ("mag", "100", "mag contradicts the file's name, got '100'"),
+    ("grp", "valid", "grp must be train or test, got 'valid'"),
     ("grp", "test", "both train and test"),
     ("filename", "/etc/passwd", "absolute"),
     ("filename", "C:\\breast\\a.png", "absolute"),
@@ -165,18 +163,18 @@ def test_the_notice_is_one_plain_line_whatever_the_file_holds(tmp_path, content,
     "name", ["SOB_B_A-14-101AB-40-001\n.png", "SOB_B_A-14-101AB-40-009.png\n.png", "=1+1.png", "\x1b[31m.png"]
 )
 def test_strange_names_in_the_folders_are_refused(own_tree, name):
-    picture = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
-    picture.rename(picture.with_name(name))
+    image = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
+    image.rename(image.with_name(name))
     with pytest.raises(InputError, match="is not named or placed"):
-        data.read_tree(audit.find_pictures(own_tree))
+        data.read_tree(audit.image_folder(own_tree))
 
 
 def test_a_root_that_is_a_file_is_refused_and_circles_in_a_tree_end(own_tree):
     with pytest.raises(InputError, match="no folder"):
-        audit.find_pictures(own_tree / "Folds.csv")
-    expected = data.read_tree(audit.find_pictures(own_tree))
-    (audit.find_pictures(own_tree) / "benign" / "circle").symlink_to(own_tree)
-    pd.testing.assert_frame_equal(data.read_tree(audit.find_pictures(own_tree)), expected)
+        audit.image_folder(own_tree / "Folds.csv")
+    expected = data.read_tree(audit.image_folder(own_tree))
+    (audit.image_folder(own_tree) / "benign" / "circle").symlink_to(own_tree)
+    pd.testing.assert_frame_equal(data.read_tree(audit.image_folder(own_tree)), expected)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +182,7 @@ def test_a_root_that_is_a_file_is_refused_and_circles_in_a_tree_end(own_tree):
 )
 def test_every_depth_of_folder_is_found(tmp_path, depth):
     (tmp_path / depth / "benign").mkdir(parents=True)
-    assert audit.find_pictures(tmp_path).resolve() == (tmp_path / depth).resolve()
+    assert audit.image_folder(tmp_path).resolve() == (tmp_path / depth).resolve()
 
 
 def test_a_doubled_folder_gives_the_same_images(tree, tmp_path):
@@ -208,7 +206,7 @@ def test_the_folders_give_the_same_split_as_the_table(tree, protocol):
 
 
 def test_the_folders_give_the_same_images_as_the_table(tree):
-    table, folders = data.read_folds(tree / "Folds.csv"), data.read_tree(audit.find_pictures(tree))
+    table, folders = data.read_folds(tree / "Folds.csv"), data.read_tree(audit.image_folder(tree))
     columns = ["filename", "path", "mag", "label", "label_int", "subtype", "slide", "patient"]
     expected = table.drop_duplicates("filename")[columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(folders[columns], expected, check_dtype=False)
@@ -221,8 +219,8 @@ def test_without_the_table_there_are_no_rows_and_folds(tree, protocol, reason):
         data.read_table(settings.data)
 
 
-def test_a_misplaced_picture_in_the_folders_is_named(own_tree):
-    picture = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
-    picture.rename(picture.with_name("SOB_B_A-14-102-40-009.png"))
+def test_a_misplaced_image_in_the_folders_is_named(own_tree):
+    image = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
+    image.rename(image.with_name("SOB_B_A-14-102-40-009.png"))
     with pytest.raises(InputError, match="SOB_B_A-14-102-40-009.png is not named or placed"):
-        data.read_tree(audit.find_pictures(own_tree))
+        data.read_tree(audit.image_folder(own_tree))

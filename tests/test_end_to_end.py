@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import config
-
 import pandas as pd
+
+import config
 
 ROOT = Path(config.__file__).parent
 

@@ -4,22 +4,19 @@ import shutil
 import sys
 from pathlib import Path
 
-import config
-from config import InputError
-
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import EVALUATED, tiny_settings
-from sklearn import metrics
+import sklearn.metrics
+from tiny_tree import EVALUATED, tiny_settings
 
-import calibration
+import config
 import data
 import evaluate
-import measures
-import predictions
-import report
 import train
+from evaluation import calibration, metrics, predictions, report
+from safety import command_line
+from safety.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -54,7 +51,7 @@ def test_the_metrics_follow_from_the_predictions(run, predicted):
     table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=data.LABELS, fill_value=0)
     assert found["confusion_matrix"] == table.to_numpy().tolist()
     assert found["roc_auc"] == pytest.approx(
-        metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)
+        sklearn.metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)
     )
 
 
@@ -64,7 +61,7 @@ def test_the_positive_class_is_malignant():
         "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.4, 0.45], "slide": "s", "patient": "p",
     })  # fmt: skip
     predicted = predicted.assign(mag=40, subtype="adenosis")
-    found = measures.measure(predicted, config.load_settings().data, 0.5)
+    found = metrics.measure(predicted, config.load_settings().data, 0.5)
     assert found["confusion_matrix"] == [[3, 1], [2, 2]]
     assert found["per_class"]["malignant"] == {
         "precision": 2 / 3,
@@ -118,7 +115,7 @@ def test_a_spoiled_run_is_refused_in_one_line(copy, monkeypatch, capsys, spoil, 
     spoil(copy)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "runs/tiny"])
     with pytest.raises(SystemExit) as ended:
-        config.run(evaluate.main)
+        command_line.run(evaluate.main)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and re.search(words, error) and error.count("\n") == 1
 

@@ -3,13 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import config
-from config import InputError
-
 import pytest
-from conftest import tiny_settings
+from tiny_tree import tiny_settings
 
+import config
 import grid
+from safety.errors import InputError
 
 ROOT = Path(config.__file__).parent
 
@@ -72,9 +71,9 @@ def test_hosts_take_their_share_and_the_last_compares(trained, capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for instance 1/2, came 0/2"),
-    (["a", "--share", "half"], "came half"),
-    (["a", "--jobs", "0"], "--jobs: needed is 1 or more, came 0"),
+    (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for instance 1/2, got 0/2"),
+    (["a", "--share", "half"], "got half"),
+    (["a", "--jobs", "0"], "--jobs: needed is 1 or more, got 0"),
     (["a", "data.seed=0,x"], "data.seed: "),
     (["a", "train.run=b"], "train.run is the grid's to give"),
     ([".."], "train.run: "),

@@ -1,15 +1,14 @@
-import config
-from config import InputError
-
 import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_settings
+from tiny_tree import tiny_settings
 
-import device
+import config
 import model
+from devices import precision
+from safety.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -120,7 +119,7 @@ def test_code_in_a_weights_file_is_not_looked_at(tree, tmp_path):
 
 def test_weights_of_another_format_are_refused(tree, tmp_path):
     (tmp_path / "mine.keras").write_text("")
-    with pytest.raises(InputError, match="the path of a .h5, came .*mine.keras"):
+    with pytest.raises(InputError, match="the path of a .h5, got .*mine.keras"):
         model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.keras")))
 
 
@@ -177,7 +176,7 @@ def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
 
 def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
     exact = model.pooled(model.build(config.load_settings(None, tiny_settings(tree))))(pixels).numpy()
-    assert device.use_device("bfloat16").endswith("bfloat16")
+    assert precision.use_device("bfloat16").endswith("bfloat16")
     network = model.build(config.load_settings(None, tiny_settings(tree)))
     features = model.pooled(network)(pixels)
     assert features.dtype == network(pixels).dtype == tf.float32

@@ -5,21 +5,18 @@ import shutil
 import subprocess
 import sys
 
-import config
-from config import InputError
-
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-import audit
-import checkpoint
-import familiar
 import model
-import pictures
 import predict
+from evaluation import out_of_distribution, results
+from images import audit, decoding
+from safety.errors import InputError
+from training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +41,14 @@ def quick(loaded, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two folders with a picture of the same name, sound ones of every format, and broken ones."""
+    """Two folders with an image of the same name, sound ones of every format, and broken ones."""
     place = tmp_path / "new"
     (place / "b" / "deep").mkdir(parents=True)
     (place / "a").mkdir()
     for number, name in enumerate(["b/same.png", "a/same.png", "b/deep/x.JPG", "a/y.tiff", "a/z.bmp"]):
         pixels = np.random.RandomState(number).randint(0, 256, (40 + number, 50, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(place / name)
-    (place / "a" / "notes.txt").write_text("no picture")
+    (place / "a" / "notes.txt").write_text("no image")
     return place
 
 
@@ -72,7 +69,7 @@ def table_of(run, *arguments, capsys):
 
 def test_the_probability_of_a_file_is_that_of_the_evaluation(run, tree, capsys):
     expected = pd.read_csv(run / "evaluation" / "predictions.csv").set_index("filename")
-    status, table, _ = table_of(run, audit.find_pictures(tree), capsys=capsys)
+    status, table, _ = table_of(run, audit.image_folder(tree), capsys=capsys)
     table["filename"] = table.file.str.rsplit("/", n=1).str[-1]
     table = table.set_index("filename").loc[expected.index]
     assert status == 0 and len(table) == 50 and table.probability.nunique() > 40
@@ -87,7 +84,7 @@ def test_the_whole_network_gives_the_same(loaded, folder):
     np.testing.assert_allclose(table.probability, network.predict(images, verbose=0)[:, 0], atol=1e-5)
 
 
-def test_more_pictures_than_a_batch_keep_their_own_rows(loaded, tmp_path):
+def test_more_images_than_a_batch_keep_their_own_rows(loaded, tmp_path):
     network, about = loaded
     paths = [saved(tmp_path / f"{number:02}.png", np.full((9, 9, 3), number * 3, np.uint8)) for number in range(40)]
     table = predict.predict(network, about, paths)
@@ -109,7 +106,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert predict.read(tmp_path / "a.png", 32)[1] == "is no regular file"
 
 
-def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
+def test_a_missing_path_and_a_folder_without_images_are_refused(tmp_path):
     with pytest.raises(InputError, match="no file or folder .*nowhere"):
         predict.find([str(tmp_path), str(tmp_path / "nowhere")])
     with pytest.raises(InputError, match="no PNG, JPEG, TIFF or BMP in"):
@@ -118,7 +115,7 @@ def test_a_missing_path_and_a_folder_without_pictures_are_refused(tmp_path):
 
 def test_wrong_arguments_are_refused_before_the_checkpoint_is_read(run, folder, tmp_path):
     for arguments, words in [
-        (["--margin", "2"], "allowed is 0 to 1, came 2"), (["--margin", "nan"], "0 to 1"), (["--margin", "x"], "margin"),
+        (["--margin", "2"], "allowed is 0 to 1, got 2"), (["--margin", "nan"], "0 to 1"), (["--margin", "x"], "margin"),
         (["--out", str(tmp_path)], "is a folder"),
         (["--heatmaps", __file__], "is a file; needed is the name of a folder"),
     ]:  # fmt: skip
@@ -128,9 +125,9 @@ def test_wrong_arguments_are_refused_before_the_checkpoint_is_read(run, folder, 
         predict.main([str(tmp_path / "other"), str(folder)])
 
 
-def test_broken_pictures_become_rows_and_the_rest_goes_on(quick, run, folder, capsys, monkeypatch):
+def test_broken_images_become_rows_and_the_rest_goes_on(quick, run, folder, capsys, monkeypatch):
     (folder / "a" / "empty.png").touch()
-    (folder / "a" / "text.png").write_text("no picture")
+    (folder / "a" / "text.png").write_text("no image")
     sound = (folder / "b" / "same.png").read_bytes()
     (folder / "a" / "half.png").write_bytes(sound[: len(sound) // 2])
     jpeg = (folder / "b" / "deep" / "x.JPG").read_bytes()
@@ -144,7 +141,7 @@ def test_broken_pictures_become_rows_and_the_rest_goes_on(quick, run, folder, ca
         "empty.png": "is empty", "text.png": "is no PNG", "half.png": "truncated", "half.jpg": "truncated",
         "float.tif": "mode F", "wide.png": "60 x 60 pixels",
     }  # fmt: skip
-    assert status == 1 and "6 of 11 pictures could not be read" in told
+    assert status == 1 and "6 of 11 images could not be read" in told
     assert errors.keys() == words.keys() and all(words[name] in errors[name] for name in words), errors
     bad = table.error != ""
     assert (table[bad][["probability", "calibrated", "prediction", "review", "why"]] == "").all(axis=None)
@@ -162,7 +159,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_and_a_progressive_one_read(tmp_pat
         predict.read_rgb(path)
 
 
-def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_a_large_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", np.zeros((60, 60, 3), np.uint8))
     monkeypatch.setattr(predict, "MAX_PIXELS", 3599)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
@@ -171,9 +168,9 @@ def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
 
 
 def test_a_png_is_read_as_training_reads_it(tree):
-    path = sorted(audit.find_pictures(tree).rglob("*.png"))[0]
+    path = sorted(audit.image_folder(tree).rglob("*.png"))[0]
     image, error = predict.read(path, 24)
-    np.testing.assert_array_equal(image, pictures.read(str(path), 24))
+    np.testing.assert_array_equal(image, decoding.read(str(path), 24))
     assert error == ""
 
 
@@ -251,40 +248,40 @@ def test_what_is_near_the_threshold_or_unlike_training_is_reviewed():
     # A third of the way from 0.3 is 0.2 below it and 0.533 above it.
     rows = found(probability=[0.19, 0.21, 0.9, 0.52, 0.54], distance=[0, 0, 2.1, 2.1, 2.0])
     table = predict.judge(rows, about, 1 / 3)
-    near, unlike = "near the threshold", "unlike the training pictures"
+    near, unlike = "near the threshold", "unlike the training images"
     assert table.why.tolist() == ["", near, unlike, f"{near}; {unlike}", ""]
     assert table.review.tolist() == ["no", "yes", "yes", "yes", "no"]
     assert not predict.judge(rows, {**about, "familiar": None}, 0).why.any()
 
 
 def test_a_checkpoint_with_a_decision_and_a_description_is_used(run, loaded, tree, tmp_path, capsys):
-    """Written into the file as evaluation and training write it; noise of the tree is familiar, a black picture not."""
+    """Written into the file as evaluation and training write it; noise of the tree is familiar, a black image not."""
     network, _ = loaded
-    paths = sorted(audit.find_pictures(tree).rglob("*.png"))
-    rows = model.pooled(network).predict(pictures.decode(paths, 32).astype(np.float32), verbose=0)
+    paths = sorted(audit.image_folder(tree).rglob("*.png"))
+    rows = model.pooled(network).predict(decoding.decode(paths, 32).astype(np.float32), verbose=0)
     decision = {"threshold": 1.0, "rule": "sensitivity=0.95", "temperature": 3.0}
     path = tmp_path / "best_model.keras"
     shutil.copy(run / "best_model.keras", path)
-    checkpoint.amend(path, decision=decision, familiar=familiar.describe(rows))
+    checkpoint.amend(path, decision=decision, familiar=out_of_distribution.describe(rows))
     black = saved(tmp_path / "black.png", np.zeros((32, 32, 3), np.uint8))
     status, table, told = table_of(path, *paths[:20], black, "--margin", 0, capsys=capsys)
     table = table.astype({"probability": float, "calibrated": float})
     assert status == 0 and set(table.prediction) == {"benign"}
-    assert table.why.tolist()[-1] == "unlike the training pictures" and (table.why == "").sum() >= 18
+    assert table.why.tolist()[-1] == "unlike the training images" and (table.why == "").sum() >= 18
     assert (np.sign(table.calibrated - 0.5) == np.sign(table.probability - 0.5)).all()
     assert ((table.calibrated - 0.5).abs() < (table.probability - 0.5).abs()).all()
-    assert told.splitlines()[-1] == config.RESEARCH_ONLY
+    assert told.splitlines()[-1] == results.RESEARCH_ONLY
     assert predict.NOT_CALIBRATED not in told and predict.NOT_DESCRIBED not in told
 
 
 def test_what_the_checkpoint_cannot_say_is_told(quick, run, folder, capsys):
     _, _, told = table_of(run, folder, capsys=capsys)
-    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, config.RESEARCH_ONLY]
+    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, results.RESEARCH_ONLY]
     quick["decision"] = {"threshold": 0.5, "rule": "0.5", "temperature": 1.0}
     assert predict.NOT_CALIBRATED not in table_of(run, folder, capsys=capsys)[2]
 
 
-def test_each_picture_gets_an_overlay_of_its_own(quick, run, folder, tmp_path, capsys):
+def test_each_image_gets_an_overlay_of_its_own(quick, run, folder, tmp_path, capsys):
     _, table, _ = table_of(run, folder, "--heatmaps", tmp_path / "maps", capsys=capsys)
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert names == ["00001-same.png", "00002-y.png", "00003-z.png", "00004-x.png", "00005-same.png"]
@@ -302,7 +299,7 @@ def test_an_overlay_is_that_of_the_predicted_class(loaded, folder, tmp_path, mon
     about = {**about, "decision": {"threshold": middle, "temperature": 1.0}}
     table = predict.predict(network, about, paths, heatmaps=tmp_path)
     assert asked == (table.prediction == "malignant").tolist() and set(asked) == {True, False}
-    # No heat at all leaves the picture.
+    # No heat at all leaves the image.
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "00003-z.png")), predict.read(paths[2], 32)[0])
 
 

@@ -2,8 +2,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import config
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import audit
+import config
 import data
+from images import audit
 from sample import MAGNIFICATIONS, all_slides, save
 from sample import table as folds_table
 
@@ -42,7 +41,7 @@ def table(sample):
 @pytest.fixture(scope="module")
 def images(sample, table):
     """A row an image with its mean colour, and how much of it is dark: a crude look at the nuclei."""
-    folder = audit.find_pictures(sample[0])
+    folder = audit.image_folder(sample[0])
     images = table.drop_duplicates("filename").reset_index(drop=True)
     pixels = [np.asarray(Image.open(folder / path), np.float32) for path in images.path]
     colour = pd.DataFrame([image.mean(axis=(0, 1)) for image in pixels], columns=list("rgb"))
@@ -73,7 +72,7 @@ def test_the_tree_is_breakhis_own(sample, table):
     assert set(table.mag) == {40, 100, 200, 400} and set(table.slide.str[:2]) == {"14", "15"}
     on_disk = {path.name for path in folder.rglob("*.png")}
     assert on_disk == set(table.filename) and len(table) == 5 * len(on_disk)
-    pd.testing.assert_series_equal(data.read_tree(audit.find_pictures(folder)).filename, pd.Series(sorted(on_disk)),
+    pd.testing.assert_series_equal(data.read_tree(audit.image_folder(folder)).filename, pd.Series(sorted(on_disk)),
                                    check_names=False, check_dtype=False)  # fmt: skip
 
 

@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import config
-
 import pandas as pd
 import pytest
-from conftest import fold_rows, tiny_settings, write_tree
+from tiny_tree import fold_rows, tiny_settings, write_tree
 
+import config
 import evaluate
-import record
 import train
+from safety import command_line
+from training import environment
 
 ROOT = Path(config.__file__).parent
 
@@ -73,7 +73,7 @@ def refused(tmp_path, monkeypatch):
         before = snapshot(tmp_path)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         with pytest.raises(SystemExit) as ended:
-            config.run(train.main)
+            command_line.run(train.main)
         assert ended.value.code == 2 and snapshot(tmp_path) == before
 
     return call
@@ -83,12 +83,12 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
-def picture(root):
+def image(root):
     return next(root.rglob("SOB_B_F-14-103-40-001.png"))
 
 
 def spoil_three(root):
-    """Spoils a picture each of three kinds; returns what is to be said of them, in order."""
+    """Spoils an image each of three kinds; returns what is to be said of them, in order."""
     names = ["SOB_B_F-14-103-40-001.png", "SOB_B_TA-14-107-100-001.png", "SOB_M_DC-14-202-400-001.png"]
     missing, empty, cut = (next(root.rglob(name)) for name in names)
     missing.unlink()
@@ -105,7 +105,7 @@ def keep_rows(root, count):
 @pytest.mark.parametrize("spoil, change, words", [
     (None, "data.root=nowhere", "no folder 'nowhere'; get BreakHis as README.md says"),
     (None, "data.folds=nowhere.csv", "no table 'nowhere.csv'; get BreakHis as README.md says"),
-    (None, "data.test_per_class=500", "came 500"),
+    (None, "data.test_per_class=500", "got 500"),
     (None, "train.epoch=1", "the nearest is train.epochs"),
     (None, "train.epochs=two", "train.epochs"),
     (None, "model.weights=nowhere.h5", "no file 'nowhere.h5'"),
@@ -121,7 +121,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(own_tree, refused, capfd, spoi
 
 
 @pytest.mark.parametrize("script", [train, evaluate])
-def test_bad_pictures_stop_with_status_1_and_are_all_named(own_tree, tmp_path, monkeypatch, capfd, script):
+def test_bad_images_stop_with_status_1_and_are_all_named(own_tree, tmp_path, monkeypatch, capfd, script):
     monkeypatch.chdir(tmp_path)
     arguments = tiny_settings(own_tree, "model.base=cnn")
     if script is evaluate:
@@ -132,14 +132,14 @@ def test_bad_pictures_stop_with_status_1_and_are_all_named(own_tree, tmp_path, m
     capfd.readouterr()
     monkeypatch.setattr(sys, "argv", ["", *arguments])
     with pytest.raises(SystemExit) as ended:
-        config.run(script.main)
+        command_line.run(script.main)
     title, *named = capfd.readouterr().err.splitlines()
     assert ended.value.code == 1 and snapshot(tmp_path / "runs") == before
     assert re.fullmatch(r"error: data.root: \d of \d+ images cannot be used; mend them, or .*on_bad_image=drop", title)
     assert named == words if script is train else named and set(named) <= set(words)
 
 
-def test_dropped_pictures_are_listed_left_out_and_on_record(own_tree, undrawn, tmp_path, monkeypatch, capfd):
+def test_dropped_images_are_listed_left_out_and_on_record(own_tree, undrawn, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = spoil_three(own_tree)
     before = set(own_tree.rglob("*"))
@@ -153,7 +153,7 @@ def test_dropped_pictures_are_listed_left_out_and_on_record(own_tree, undrawn, t
     evaluate.main(["runs/tiny"])
     for name in ("report.txt", "report.html"):
         text = (tmp_path / "runs/tiny/evaluation" / name).read_text()
-        assert "3 broken pictures were left out before the split" in text
+        assert "3 broken images were left out before the split" in text
     assert set(own_tree.rglob("*")) == before
     assert {path.name for path in tmp_path.iterdir()} == {"breakhis", "runs", "cache"}
 
@@ -199,4 +199,4 @@ def test_one_run_end_to_end_without_upsampling(tmp_path):
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert record.git_commit() == ""
+    assert environment.git_commit() == ""

@@ -1,0 +1,69 @@
+"""The machine: which devices TensorFlow sees, and the precision that they are fast in."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import timeit
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+import config
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def with_precision(settings: config.Settings) -> config.Settings:
+    """The settings with `train.precision: auto` replaced by what this machine is fast in.
+
+    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and multiply it faster than
+    float32 (measured in a moment), else float32.
+    """
+    if settings.train.precision != "auto":
+        return settings
+    precision = _fast_precision(tf.config.list_physical_devices("GPU"))
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
+
+
+def use_device(precision: str, deterministic: bool = False) -> str:
+    """Lets the GPUs take memory as they need it and sets Keras' precision (float32, bfloat16 or float16).
+
+    With `deterministic` TensorFlow takes only operations that give the same numbers each time.
+
+    Returns:
+        One line that names the device and the precision.
+    """
+    gpus = grow_memory()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"
+
+
+def grow_memory() -> list:
+    """Lets the GPUs take memory as they need it, which only works before the first operation; gives the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
+
+
+def _fast_precision(gpus: list) -> str:
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "float16" if capability >= (7, 0) else "float32"
+    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
+    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
+    # Some processors that know bfloat16 multiply it more slowly than float32, so the instruction alone says little.
+    return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
+
+
+def _seconds(precision: str) -> float:
+    """How long a product of two matrices takes, the median of five."""
+    matrix = tf.cast(tf.random.stateless_uniform((1024, 1024), (0, 0)), precision)
+    product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
+    product()
+    return statistics.median(timeit.repeat(lambda: product().numpy(), number=1, repeat=5))

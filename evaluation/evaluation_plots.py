@@ -1,0 +1,221 @@
+"""Arrays and tables in, figures out: no file is read here. Benign is blue and malignant orange everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from scikitplot.metrics import plot_confusion_matrix
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
+
+from images import plot_style
+
+
+def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
+    """The confusion matrix in counts and in shares of the true class, drawn by scikit-plot."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
+    for axis, normalize in zip(axes, [False, True]):
+        plot_confusion_matrix(
+            labels,
+            predictions,
+            normalize=normalize,
+            labels=plot_style.LABELS,
+            ax=axis,
+            cmap="Greys",
+            title="Share of the true class" if normalize else "Images",
+        )
+        axis.set(xlabel="predicted", ylabel="true")
+        axis.images[0].set_clim(0)
+        axis.tick_params(axis="x", rotation=0)
+    return figure
+
+
+def curves(malignant: np.ndarray, probability: np.ndarray, bands: dict, areas: tuple[float, float]) -> Figure:
+    """ROC and precision-recall curves.
+
+    Args:
+        malignant: (n,), whether an image is.
+        probability: (n,) of malignant.
+        bands: as `intervals.curve_bands` gives them; empty for none.
+        areas: under the ROC curve, and the average precision.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")
+    RocCurveDisplay.from_predictions(malignant, probability, ax=axes[0])
+    PrecisionRecallDisplay.from_predictions(malignant, probability, ax=axes[1])
+    share = float(np.mean(malignant))
+    axes[0].plot([0, 1], [0, 1], color="0.6", linestyle=":", label="chance")
+    axes[1].axhline(share, color="0.6", linestyle=":", label="chance")
+    titles = [f"ROC, area {areas[0]:.3f}", f"Precision-recall, average precision {areas[1]:.3f}"]
+    names = [("false positive rate (1 - specificity)", "sensitivity"), ("recall (sensitivity)", "precision")]
+    for axis, key, title, (x, y) in zip(axes, ["roc", "pr"], titles, names):
+        axis.get_lines()[0].set(color=plot_style.INK, label="test images")
+        if key in bands:
+            axis.fill_between(
+                *bands[key], color=plot_style.INK, alpha=0.15, linewidth=0, label="pointwise 95 % over patients"
+            )
+        axis.set(title=title, xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axis.legend(frameon=False, loc="lower right" if key == "roc" else "lower left", fontsize=8)
+    return figure
+
+
+def reliability(before: pd.DataFrame, after: pd.DataFrame, errors: Sequence[float]) -> Figure:
+    """The share that is malignant against the probability, before and after temperature scaling.
+
+    Args:
+        before: probability, malignant and n of each bin, as `measures.reliability` gives them.
+        after: the same of the scaled probabilities.
+        errors: the expected calibration error of both.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained", sharey=True)
+    for axis, bins, error, title in zip(axes, [before, after], errors, ["As predicted", "After temperature scaling"]):
+        axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="perfect")
+        axis.plot(bins.probability, bins.malignant, color=plot_style.INK, linewidth=1)
+        sizes = 15 + 250 * bins.n / bins.n.sum()
+        axis.scatter(bins.probability, bins.malignant, sizes, color=plot_style.INK, label="bins, size by images")
+        axis.set(title=f"{title}: error {error:.3f}", xlabel="mean probability of malignant in the bin", aspect="equal")
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("share of the bin that is malignant")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def scores(predictions: pd.DataFrame, threshold: float) -> Figure:
+    """Histogram of the probabilities of each class; columns label and probability."""
+    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    sns.histplot(
+        predictions,
+        x="probability",
+        hue="label",
+        hue_order=plot_style.LABELS,
+        palette=plot_style.COLORS,
+        bins=np.linspace(0, 1, 26),
+        element="step",
+        alpha=0.35,
+        ax=axis,
+    )
+    axis.axvline(threshold, color="0.25", linestyle="--", linewidth=1)
+    axis.annotate(f"threshold {threshold:.3g}", (threshold, 1.01), xycoords=("data", "axes fraction"), ha="center")
+    axis.set(xlabel="probability of malignant", ylabel="test images", xlim=(0, 1))
+    sns.move_legend(axis, "center left", bbox_to_anchor=(1.0, 0.5), title=None, frameon=False)
+    return figure
+
+
+def groups(patients: dict[str, pd.DataFrame], accuracy: dict[str, dict]) -> Figure:
+    """Accuracy of the groups of images (bars) and of the single patients in them (dots), a panel a grouping.
+
+    Args:
+        patients: grouping -> frame of group, label and right (share), a row a patient in a group.
+        accuracy: grouping -> group -> accuracy, n and patients.
+    """
+    ratios = [len(found) + 0.5 for found in accuracy.values()]
+    figure, axes = plt.subplots(
+        1, len(accuracy), figsize=(11, 4), layout="constrained", sharey=True, width_ratios=ratios
+    )
+    for axis, (name, found) in zip(axes, accuracy.items()):
+        order = list(found)
+        axis.bar(order, [found[group]["accuracy"] for group in order], color="0.85", width=0.7)
+        dots = patients[name]
+        sns.stripplot(
+            dots,
+            x="group",
+            y="right",
+            hue="label",
+            hue_order=plot_style.LABELS,
+            palette=plot_style.COLORS,
+            order=order,
+            size=5,
+            ax=axis,
+        )
+        axis.get_legend().remove()
+        labels = [f"{group.replace('_', chr(10))}\n{_numbers(found[group])}" for group in order]
+        axis.set_xticks(range(len(order)), labels, fontsize=8)
+        axis.set(title=f"By {name}", xlabel="", ylim=(-0.03, 1.05), ylabel="share of images that are right")
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=plot_style.COLORS[label]) for label in plot_style.LABELS
+    ]
+    words = [f"a {label} patient" for label in plot_style.LABELS]
+    figure.legend(handles, words, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
+    return figure
+
+
+def _numbers(group: dict) -> str:
+    patients = f"{group['patients']} patient{'' if group['patients'] == 1 else 's'}"
+    return f"{group['accuracy']:.0%} right\n{group['n']} images\n{patients}"
+
+
+def patients(table: pd.DataFrame) -> Figure:
+    """Each patient's share of right images, worst first, with its images and errors; as `measures.by_patient`."""
+    table = table.sort_values(["right", "n"], ascending=[True, False])
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.24 * len(table)), layout="constrained")
+    places = np.arange(len(table))
+    axis.barh(places, table.right, color=[plot_style.COLORS[label] for label in table.label], height=0.75)
+    for place, row in zip(places, table.itertuples()):
+        errors = round(row.n * (1 - row.right))
+        wrong = "" if row.pooled_right else "; pooled decision wrong"
+        axis.annotate(f" {errors} of {row.n} wrong{wrong}", (row.right, place), va="center", fontsize=8)
+    axis.set_yticks(places, table.patient, fontsize=8)
+    # A patient without a right image has no bar that could show its class.
+    for text, label in zip(axis.get_yticklabels(), table.label):
+        text.set_color(plot_style.COLORS[label])
+    axis.set(xlabel="share of the patient's images that are right", ylabel="patient", xlim=(0, 1.35))
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.invert_yaxis()
+    handles = [plt.Rectangle((0, 0), 1, 1, color=plot_style.COLORS[label]) for label in plot_style.LABELS]
+    figure.legend(handles, plot_style.LABELS, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
+    return figure
+
+
+def intervals(scores: pd.DataFrame) -> Figure:
+    """Each score with its interval over patients (dark) and over images (light).
+
+    Args:
+        scores: name, value, patient_low, patient_high, image_low, image_high; NaN where there is no interval.
+    """
+    figure, axis = plt.subplots(figsize=(9, 1.3 + 0.36 * len(scores)), layout="constrained")
+    places = np.arange(len(scores))
+    for unit, color, width, shift in [("patient", plot_style.INK, 3, -0.13), ("image", "#56B4E9", 3, 0.13)]:
+        low, high = scores[f"{unit}_low"], scores[f"{unit}_high"]
+        axis.hlines(places + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
+    axis.plot(
+        scores.value, places, "o", color=plot_style.INK, markersize=5, markerfacecolor="white", label="on the test set"
+    )
+    axis.set_yticks(places, scores.name)
+    axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "image_low", "value"]])) - 0.02, 1.02))
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.invert_yaxis()
+    figure.legend(frameon=False, ncols=3, loc="outside upper center", fontsize=9)
+    return figure
+
+
+def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
+    """Accuracy of each group of runs (bar: mean, dots: runs) beside published figures (dashed).
+
+    Args:
+        runs: group, accuracy and shared_patient of each run.
+        references: name -> accuracy.
+    """
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    order = list(runs.group.unique())
+    leaky = runs.groupby("group").shared_patient.mean()[order] > 0
+    colors = {True: "0.7", False: "#009E73"}
+    means = runs.groupby("group").accuracy.mean()[order]
+    bars = axis.bar(order, means, color=[colors[leak] for leak in leaky], width=0.6)
+    axis.bar_label(bars, [f"{mean:.1%}" for mean in means], label_type="center", fontsize=9)
+    sns.stripplot(runs, x="group", y="accuracy", order=order, color="black", size=4, jitter=0.12, ax=axis, zorder=3)
+    above = 0.0
+    for name, value in sorted(references.items(), key=lambda item: item[1]):
+        axis.axhline(value, color="0.35", linestyle="--", linewidth=0.9, zorder=0)
+        # Names of neighbouring lines move up rather than onto each other.
+        above = max(value, above + 0.045)
+        place = {"xy": (1.01, above), "xycoords": ("axes fraction", "data")}
+        axis.annotate(f"{name}: {value:.1%}", **place, fontsize=8, va="center")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[leak]) for leak in (True, False)]
+    words = ["test patients also in training", "patients new to the network"]
+    axis.legend(handles, words, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axis.set(xlabel="protocol: what the split keeps whole", ylabel="test accuracy", ylim=(0, 1.03))
+    return figure

@@ -1,0 +1,66 @@
+"""Batches of cached features for training and evaluation, and their mean and variance."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+from sklearn.preprocessing import StandardScaler
+
+import config
+from features import extraction
+from images import image_datasets
+
+# Bytes of features that are read before they are needed.
+AHEAD = 2**25
+
+
+def statistics(features: extraction.Features) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (width,) of the features, each image and view counted once whatever its number of rows."""
+    scaler = StandardScaler()
+    places = np.unique(features.places)
+    for start in range(0, len(places), 4096):
+        scaler.partial_fit(features.array[places[start : start + 4096]])
+    return scaler.mean_, scaler.var_
+
+
+def train_dataset(
+    features: extraction.Features, labels: np.ndarray, settings: config.Settings, first: int = 0
+) -> tf.data.Dataset:
+    """All epochs of training batches of features, in the order of `images.train_dataset`, each row in a random view.
+
+    Args:
+        features: of the training rows.
+        labels: (rows,), 0 or 1.
+        settings: of the run.
+        first: the epoch to begin with.
+
+    Returns:
+        Batches of features (n, *shape) and labels (n, 1), float32; the last batch of an epoch may be smaller.
+    """
+    rows, views = features.places.shape
+    places, labels = tf.constant(features.places), tf.constant(labels[:, None], tf.float32)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = image_datasets.epoch_order(rows, settings.data.seed, number)
+        view = tf.random.stateless_uniform(
+            (rows,), image_datasets.seed(settings.data.seed, number, 1), 0, views, tf.int32
+        )
+        chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
+        return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
+
+    batches = tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
+    batches = batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE)
+    return batches.prefetch(max(1, AHEAD // (settings.train.batch_size * features.array[0].nbytes)))
+
+
+def eval_dataset(features: extraction.Features, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The first view of every row once, in its order; arguments and batches as those of `train_dataset`."""
+    pairs = (tf.constant(features.places[:, 0]), tf.constant(labels[:, None], tf.float32))
+    batches = tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size)
+    return batches.map(lambda where, label: (_gather(features.array, where), label)).prefetch(tf.data.AUTOTUNE)
+
+
+def _gather(array: np.ndarray, where: tf.Tensor) -> tf.Tensor:
+    # From the memory map, batch by batch, so that the features never have to fit into memory.
+    gathered = tf.numpy_function(lambda places: array[places], [where], tf.float32, stateful=False)
+    return tf.ensure_shape(gathered, (None, *array.shape[1:]))

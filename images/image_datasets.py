@@ -1,0 +1,93 @@
+"""Images in: files -> decoded and resized -> batches; the training batches warped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+import config
+from images import decoding, warp
+
+
+def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
+    """All epochs of training batches, one behind the other, each epoch in another order and otherwise warped.
+
+    The order and the warp depend on the seed, the epoch and the step alone, so the same settings give the same
+    batches whatever the number of cores.
+
+    Args:
+        rows: training rows with path and label_int.
+        folder: the one that `audit.find_images` gives.
+        settings: of the run.
+        first: the epoch to begin with.
+
+    Returns:
+        Batches of images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32; the last batch of
+        an epoch may be smaller.
+    """
+    paths, labels = _paths(rows, folder), _labels(rows)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = epoch_order(len(rows), settings.data.seed, number)
+        images = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
+        images = images.map(
+            lambda path, label: (decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
+        )
+        batches = images.batch(settings.train.batch_size).enumerate(start=1)
+        return batches.map(
+            lambda step, batch: (_warp_at(batch[0], settings, number, step), batch[1]),
+            tf.data.AUTOTUNE,
+        )
+
+    return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
+    """Every row once, in its order, unchanged, with its file name.
+
+    Args:
+        rows: rows with path, filename and label_int.
+        folder: the one that `audit.find_images` gives.
+        settings: of the run.
+
+    Returns:
+        Batches of file names (n,), images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32.
+    """
+    images = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
+    images = images.map(
+        lambda name, path, label: (name, decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
+    )
+    return images.batch(settings.train.batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The images and labels of `eval_dataset`, as Keras' `fit` wants them to validate with."""
+    return batches.map(lambda name, image, label: (image, label))
+
+
+def _warp_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    draws = tf.random.stateless_uniform(
+        (tf.shape(images)[0], warp.DRAWS), seed(settings.data.seed, epoch, step), -1.0, 1.0
+    )
+    return warp.warp(images, settings.augment, draws)
+
+
+def epoch_order(rows: int, run_seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """The order of the rows in an epoch, (rows,), int32; a function of seed and epoch alone."""
+    return tf.random.experimental.stateless_shuffle(tf.range(rows), seed=seed(run_seed, epoch, 0))
+
+
+def seed(run_seed: int, epoch: tf.Tensor, step: int | tf.Tensor) -> tf.Tensor:
+    """The two integers from which TensorFlow's stateless functions draw at a step of an epoch; step 0 is its order."""
+    return tf.stack([tf.cast(run_seed, tf.int64), tf.cast(epoch, tf.int64) * 2**32 + tf.cast(step, tf.int64)])
+
+
+def _paths(rows: pd.DataFrame, folder: Path) -> tf.Tensor:
+    return tf.constant([str(folder / path) for path in rows.path])
+
+
+def _labels(rows: pd.DataFrame) -> tf.Tensor:
+    return tf.constant(rows.label_int.to_numpy(np.float32)[:, None])

@@ -1,0 +1,301 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+from scipy import special
+
+import evaluate
+from evaluation import bootstrap, figures, metrics, report
+from evaluation.results import Evaluation
+from images import audit
+from safety.errors import InputError
+from training import checkpoint, decision, environment
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Asks the page, in a frame as wide as a phone, what a reader's eye would ask.
+PHONE = """<body style="margin:0"><iframe id="page" src="{page}" width="390" height="800"></iframe><script>
+onload = () => {{
+  const page = document.getElementById("page").contentDocument, images = [...page.images];
+  const found = {{wide: page.documentElement.scrollWidth, images: images.length,
+    loaded: images.filter(one => one.complete && one.naturalWidth > 0).length,
+    unnamed: images.filter(one => !one.alt).length, scripts: page.scripts.length,
+    foreign: [...page.querySelectorAll("[src],link")].filter(one => !(one.src || "").startsWith("data:")).length}};
+  document.body.replaceChildren("found" + JSON.stringify(found) + "end");
+}};</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """The evaluation of the tiny run, from its files."""
+    folder = run / "evaluation"
+    about = checkpoint.load(run / "best_model.keras")[1]
+    table = evaluate.images_of(run / "best_model.keras", about, None)
+    images = pd.read_csv(folder / "predictions.csv")
+    images = images.merge(table[["filename", "path"]].drop_duplicates(), on="filename")
+    results = json.loads((folder / "metrics.json").read_text())
+    return Evaluation(results, images, folder, "the split's words", about["settings"], environment.read(run))
+
+
+def in_browser(page, tmp_path):
+    (tmp_path / "phone.html").write_text(PHONE.format(page=page.as_uri()))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom",
+         (tmp_path / "phone.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(re.search(r"found(\{.*\})end", done.stdout)[1]), console
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: the report is not looked at in a browser")
+def test_the_report_in_a_browser_as_wide_as_a_phone(run, tmp_path):
+    found, console = in_browser(run / "evaluation" / "report.html", tmp_path)
+    assert console == []
+    assert found["wide"] <= 390
+    assert found["images"] == found["loaded"] > 10 and found["unnamed"] == 0
+    assert found["scripts"] == found["foreign"] == 0
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: the report is not looked at in a browser")
+def test_the_browser_test_sees_what_is_wrong(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<div style="width:900px">x</div><img src="none.png"><script>console.error("no")</script>')
+    found, console = in_browser(page, tmp_path)
+    assert found["wide"] > 390 and found["loaded"] == 0 and found["unnamed"] == 1 and found["scripts"] == 1 and console
+
+
+def test_the_report_is_one_file_with_everything_in_it(run):
+    text = (run / "evaluation" / "report.html").read_text()
+    for words in ("Research only", "Model card", "Split and leaks", "prefers-color-scheme: dark", "@media print",
+                  "protocol: image", "no measure of new slides", "Grad-CAM", "patients resampled"):  # fmt: skip
+        assert words in text
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    headings = re.findall(r"<h([123])", text)
+    assert headings[0] == "1" and headings.count("1") == 1
+
+
+def test_the_text_holds_the_confusion_matrix_and_every_slide(run):
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    text = (run / "evaluation" / "report.txt").read_text()
+    (tn, fp), (fn, tp) = found["confusion_matrix"]
+    assert re.search(rf"called benign +called malignant\nbenign +{tn} +{fp}\nmalignant +{fn} +{tp}\n", text)
+    for slide, part in found["by_slide"].items():
+        assert re.search(rf"^ *slide +{slide} +{part['n']} +1 +{part['accuracy']:.4f} ", text, re.M)
+    part = found["by_magnification"]["40"]
+    assert f"{part['accuracy']:.4f}       {part['sensitivity']:.4f}       {part['specificity']:.4f}" in text
+
+
+def test_drawn_images_are_not_called_breakhis(evaluated):
+    pages = {
+        notice: report.page(evaluated._replace(results={**evaluated.results, "notice": notice}), {})
+        for notice in ("", "All of this is made up.")
+    }
+    for words in (
+        "on BreakHis: benign",
+        "evaluation on BreakHis<",
+        "7,909 microscope images in 82 slide folders (81 slides)",
+    ):
+        assert words in pages[""] and words not in pages["All of this is made up."]
+    drawn = pages["All of this is made up."]
+    assert "made up" in drawn and drawn.count("ynthetic images in BreakHis&#39; layout") >= 2 and "camera" not in drawn
+
+
+@pytest.mark.parametrize("rule, said", [("0.5", False), ("youden", True), ("sensitivity=0.95", True)])
+def test_only_a_chosen_threshold_is_said_to_be_chosen(evaluated, rule, said):
+    results = {**evaluated.results, "threshold_rule": rule, "threshold_chosen": decision.is_chosen(rule)}
+    assert ("chosen on the validation set)" in report.page(evaluated._replace(results=results), {})) == said
+
+
+def test_the_lead_says_what_was_trained_and_the_verdict_what_is_shared(run, evaluated):
+    page = report.page(evaluated, {})
+    assert "A compact CNN, trained from scratch, on" in page
+    other = evaluated._replace(results={**evaluated.results, "base": "resnet50"})
+    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in report.page(other, {})
+    shared = evaluated.results["leaks"]["shared"]
+    assert page.index("test images that share with training: 0.0% their image") < page.index("</header>")
+    assert f"{shared['slide']:.1%} their slide" in page and "<details>" not in page
+    assert (
+        page.count(f"Malignant are 50.0% of the test images, {evaluated.results['malignant_share']['valid']:.1%} of")
+        == 2
+    )
+
+
+def test_the_scores_in_the_report_are_those_of_the_metrics(run):
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    page = (run / "evaluation" / "report.html").read_text()
+    text = (run / "evaluation" / "report.txt").read_text()
+    for key, name in metrics.SCORES.items():
+        assert re.search(rf'{re.escape(name)}</th><td class="n">{found[key]:.4f}<', page)
+        assert re.search(rf"^{re.escape(name)} +{found[key]:.4f} ", text, re.M)
+    written = pd.read_csv(run / "evaluation" / "scores.csv").set_index("key")
+    assert written.value.to_dict() == pytest.approx({key: found[key] for key in metrics.SCORES})
+    assert written.patient_low["accuracy"] == pytest.approx(found["intervals"]["accuracy"]["patient"][0])
+
+
+def test_every_figure_follows_from_the_predictions_by_pandas_and_scikit_learn_alone(run):
+    images = pd.read_csv(run / "evaluation" / "predictions.csv")
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    true, said = images.label == "malignant", images.probability >= found["threshold"]
+    right = (true == said).groupby([images.patient, true])
+    pooled = (images.probability.groupby([images.patient, true]).mean() >= found["threshold"]).reset_index()
+    bins = images.assign(true=true).groupby(np.minimum(images.probability // 0.1, 9))
+    expected = {
+        "accuracy": sklearn.metrics.accuracy_score(true, said),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(true, said),
+        "sensitivity": sklearn.metrics.recall_score(true, said),
+        "specificity": sklearn.metrics.recall_score(~true, ~said),
+        "precision": sklearn.metrics.precision_score(true, said, zero_division=0),
+        "recall": sklearn.metrics.recall_score(true, said),
+        "f1": sklearn.metrics.f1_score(true, said, average="macro"),
+        "f1_malignant": sklearn.metrics.f1_score(true, said),
+        "f1_benign": sklearn.metrics.f1_score(~true, ~said),
+        "mcc": sklearn.metrics.matthews_corrcoef(true, said),
+        "roc_auc": sklearn.metrics.roc_auc_score(true, images.probability),
+        "average_precision": sklearn.metrics.average_precision_score(true, images.probability),
+        "brier": ((images.probability - true) ** 2).mean(),
+        "ece": (bins.size() * (bins.true.mean() - bins.probability.mean()).abs()).sum() / len(images),
+        "recognition_rate": right.mean().mean(),
+        "patient_accuracy": (pooled.probability == pooled.label).mean(),
+    }
+    assert {key: found[key] for key in metrics.SCORES} == pytest.approx(expected, abs=1e-12)
+    for name, column in metrics.GROUPINGS.items():
+        accuracy = (true == said).groupby(images[name]).mean()
+        assert {group: part["accuracy"] for group, part in found[f"by_{column}"].items()} == pytest.approx(
+            {str(group): value for group, value in accuracy.items()}, abs=1e-12
+        )
+    cooled = special.expit(special.logit(images.probability) / found["calibration"]["temperature"])
+    for number, probability in enumerate([images.probability, cooled]):
+        assert found["calibration"]["test"]["log_loss"][number] == pytest.approx(
+            sklearn.metrics.log_loss(true, probability)
+        )
+    assert found["calibration"]["test"]["brier"][1] == pytest.approx(sklearn.metrics.brier_score_loss(true, cooled))
+
+
+def test_the_intervals_are_drawn_anew_from_the_predictions(run):
+    images = pd.read_csv(run / "evaluation" / "predictions.csv")
+    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    again = bootstrap.intervals(images, found["threshold"], found["bootstrap"]["seed"], found["bootstrap"]["draws"])
+    assert again.keys() == found["intervals"].keys()
+    for name, ends in again.items():
+        assert ends == {unit: pytest.approx(pair, abs=1e-12) for unit, pair in found["intervals"][name].items()}
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+
+
+def test_markup_in_the_data_stays_text(evaluated):
+    """A name or a setting with markup in it is shown, not obeyed."""
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    spoiled = evaluated._replace(
+        results={**evaluated.results, "run": evil, "protocol": evil, "notice": evil, "by_slide": {evil: next(iter(evaluated.results["by_slide"].values()))}},
+        split_in_words=evil,
+        environment={evil: evil, "versions": {evil: evil}},
+        settings=evaluated.settings.model_copy(update={"data": evaluated.settings.data.model_copy(update={"root": evil})}),
+    )  # fmt: skip
+    parser = Tags()
+    text = report.page(spoiled, {})
+    parser.feed(text)
+    assert "script" not in parser.names and "img" not in parser.names
+    assert text.count("&lt;script&gt;") >= 8
+
+
+def test_markup_in_the_name_of_a_runs_folder_stays_text(copy, undrawn):
+    evil = copy.with_name("<script>alert(1)<\u2215script>$\\nothing$\x1b[31m")
+    copy.rename(evil)
+    evaluate.main([str(evil)])
+    text = (evil / "evaluation" / "report.html").read_text()
+    parser = Tags()
+    parser.feed(text)
+    assert "script" not in parser.names and "&lt;script&gt;alert(1)" in text
+    assert "\x1b" not in text + (evil / "evaluation" / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"[" * 10**5, b"\xff", b"{", b'{"dropped": 3}', b" " * 2**23])
+def test_an_environment_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "environment.json").write_bytes(content)
+    with pytest.raises(InputError, match="environment.json"):
+        environment.read(tmp_path)
+
+
+def test_every_wrong_image_is_on_a_page(evaluated, tree):
+    wrong = evaluated.wrong
+    many = evaluated._replace(
+        predictions=evaluated.predictions.assign(
+            prediction=np.where(evaluated.predictions.label == "benign", "malignant", "benign")
+        )
+    )
+    pages = [one for one in figures.galleries(many, audit.image_folder(tree)) if one.section == "errors"]
+    assert [one.name for one in pages] == ["misclassified-01", "misclassified-02"]
+    titles = [axis.get_title().split("\n")[0] for one in pages for axis in one.figure.axes if axis.get_title()]
+    assert sorted(titles) == sorted(name.removesuffix(".png") for name in many.wrong.filename) and len(titles) == 50
+    assert len(wrong) < 50
+
+
+def test_the_caption_is_that_of_its_image(evaluated, tree):
+    """Each gallery shows under a name the pixels of that file."""
+    folder = audit.image_folder(tree)
+    paths = {path.stem: path for path in folder.rglob("*.png")}
+    drawn = next(one for one in figures.galleries(evaluated, folder) if one.name == "predictions")
+    shown = [axis for axis in drawn.figure.axes if axis.get_title()]
+    assert len(shown) == 30
+    for axis in shown:
+        np.testing.assert_array_equal(
+            axis.images[0].get_array(), audit.read_rgb(folder, paths[axis.get_title().split("\n")[0]])
+        )
+
+
+def test_the_heat_maps_are_those_of_the_predicted_class(evaluated, tree, run, monkeypatch):
+    asked = []
+    heatmaps = figures.gradcam.heatmaps
+    monkeypatch.setattr(
+        figures.gradcam, "heatmaps", lambda network, images, malignant: asked.append(malignant) or heatmaps(network, images, malignant)
+    )  # fmt: skip
+    network, _ = checkpoint.load(run / "best_model.keras")
+    drawn = list(figures.heatmaps(evaluated, audit.image_folder(tree), network))
+    wrong = len(evaluated.wrong)
+    pages = -(-wrong // figures.EXPLAINED)
+    names = [f"heatmaps-wrong-{page:02}" for page in range(1, pages + 1)]
+    assert [one.name for one in drawn] == [*names, "heatmaps-benign", "heatmaps-malignant"]
+    assert np.concatenate(asked[:pages]).tolist() == (evaluated.wrong.prediction == "malignant").tolist()
+    assert not asked[-2].any() and asked[-1].all() and len(asked) == pages + 2
+    assert "each scaled to its own maximum" in drawn[0].figure.get_suptitle()
+
+
+def test_more_wrong_images_than_are_explained_are_said_aloud(evaluated, monkeypatch):
+    monkeypatch.setattr(figures, "EXPLAINED", 2)
+    monkeypatch.setattr(figures, "MOST_EXPLAINED", 3)
+    pages = [(rows, words) for name, rows, words in figures.explained(evaluated) if name.startswith("wrong")]
+    assert pd.concat([rows for rows, _ in pages]).equals(evaluated.wrong.head(3)) and [
+        len(rows) for rows, _ in pages
+    ] == [2, 1]
+    assert all(f"of {len(evaluated.wrong)}, the surest first (heat maps of 3 only)" in words for _, words in pages)
+
+
+def test_the_most_and_least_certain_are_so_on_either_side_of_the_threshold(evaluated, tree):
+    """At 0.9 a probability of 0.99 is as certain as one of 0.09, and 0.5 more so than 0.92."""
+    probability = np.linspace(0.01, 0.99, len(evaluated.predictions))
+    images = evaluated.predictions.assign(probability=probability)
+    moved = evaluated._replace(predictions=images, results={**evaluated.results, "threshold": 0.9})
+    certain = images.filename[
+        np.argsort(np.where(probability >= 0.9, (probability - 0.9) / 0.1, (0.9 - probability) / 0.9))
+    ]
+    half = figures.SHOWN // 2
+    for drawn in figures.galleries(moved, audit.image_folder(tree)):
+        titles = [axis.get_title().split("\n")[0] + ".png" for axis in drawn.figure.axes if axis.get_title()]
+        if drawn.name in ("least_certain", "most_certain"):
+            expected = certain[:half] if drawn.name == "least_certain" else certain[::-1][:half]
+            assert titles == expected.tolist()
+            assert set(images[images.filename.isin(titles)].probability >= 0.9) == {True, False}

@@ -1,0 +1,341 @@
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from tiny_tree import tiny_settings
+
+import config
+import data
+import model
+from devices import precision
+from features import extraction, feature_datasets, store
+from images import audit, decoding, image_datasets, splits, warp
+from safety.errors import InputError
+from training import phases
+
+ROOT = Path(config.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """An empty cache for each test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def options(tree, *overrides):
+    return config.load_settings(None, tiny_settings(tree, *overrides))
+
+
+@pytest.fixture(scope="module")
+def rows(tree):
+    settings = options(tree).data
+    return splits.select(audit.with_pixels(data.read_table(settings), settings), settings)
+
+
+@pytest.fixture(scope="module")
+def network(tree):
+    return model.build(options(tree))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the images that go through the base."""
+    counted = []
+    run = extraction._run
+    monkeypatch.setattr(extraction, "_run", lambda base, chunk, *rest: counted.extend(chunk) or run(base, chunk, *rest))
+    return counted
+
+
+def values(kept, view=0):
+    return np.asarray(kept.array[kept.places[:, view]])
+
+
+def test_features_are_those_of_the_network_on_the_same_rows(tree, rows, network):
+    rows = rows.sample(frac=1, random_state=1).head(70)
+    kept = values(extraction.pooled(network, rows, options(tree)))
+    images = np.concatenate(
+        [images for _, images, _ in image_datasets.eval_dataset(rows, audit.image_folder(tree), options(tree))]
+    )
+    np.testing.assert_allclose(kept, model.pooled(network).predict(images, verbose=0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_runs_once_a_image_whatever_the_rows_and_runs(tree, rows, network, passes):
+    repeated = pd.concat([rows.head(40)] * 5).sample(frac=1, random_state=1)
+    first = values(extraction.pooled(network, repeated, options(tree)))
+    assert len(passes) == 40
+    again = values(extraction.pooled(network, repeated.iloc[::-1], options(tree)))
+    assert len(passes) == 40 and (again[::-1] == first).all()
+    extraction.pooled(network, rows.head(50), options(tree))
+    assert len(passes) == 50
+
+
+def test_equal_pixels_share_their_features(tree, rows, network, passes):
+    twins = rows.head(2).assign(pixels="same")
+    kept = extraction.pooled(network, twins, options(tree))
+    assert len(passes) == 1 and kept.places[0] == kept.places[1]
+
+
+@pytest.mark.parametrize("change", ["augment.rotation=20", "data.seed=1", "augment.views=3"])
+def test_augmented_views_are_new_only_where_the_warp_is(tree, rows, network, passes, change):
+    before = ["augment.flip=true", "augment.views=2"]
+    extraction.pooled(network, rows.head(5), options(tree, *before), augmented=True)
+    assert len(passes) == 10
+    kept = extraction.pooled(network, rows.head(5), options(tree, *before, change), augmented=True)
+    # A third view leaves the first two as they are; another warp or seed makes all of them anew.
+    assert len(passes) == (15 if change == "augment.views=3" else 20)
+    assert kept.places.shape == (5, 3 if change == "augment.views=3" else 2)
+
+
+def test_a_view_is_the_warped_image_by_its_own_seed(tree, rows, network):
+    settings = options(tree, "augment.rotation=30", "augment.zoom=0.2", "augment.views=2")
+    kept = extraction.pooled(network, rows.head(3), settings, augmented=True)
+    row = rows.iloc[1]
+    draws = extraction._draws(extraction.Pass(f"{row.pixels}-1", row.path, row.pixels, 1), settings.data.seed)
+    image = decoding.read(str(audit.image_folder(tree) / row.path), 32)[None]
+    warped = warp.warp(image, settings.augment, tf.constant(draws[None].astype(np.float32)))
+    np.testing.assert_allclose(values(kept, 1)[1], model.pooled(network)(warped)[0], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(values(kept, 0)[1], values(kept, 1)[1])
+
+
+def key(network, *rest):
+    return extraction.key(model.pooled(network), *rest)
+
+
+def test_every_setting_that_changes_the_features_changes_the_key(tree, network):
+    plain = key(network, options(tree), False)
+    assert plain == key(network, options(tree, "data.seed=9", "augment.flip=true", "train.epochs=9"), False)
+    others = {plain, key(network, options(tree, "data.image_size=64"), False)}
+    others |= {
+        key(network, options(tree, *change), True)
+        for change in (["augment.flip=true"], ["augment.zoom=0.1"], ["augment.flip=true", "data.seed=1"])
+    }
+    trained = model.build(options(tree))
+    base = trained.get_layer("resnet50")
+    base.set_weights([array + 1e-6 for array in base.get_weights()])
+    others.add(key(trained, options(tree), False))
+    precision.use_device("bfloat16")
+    others.add(key(model.build(options(tree)), options(tree), False))
+    precision.use_device("float32")
+    assert len(others) == 7
+
+
+def test_images_are_decoded_once_for_all_bases(tree, rows, network, monkeypatch):
+    extraction.pooled(network, rows.head(20), options(tree))
+    monkeypatch.setattr(decoding, "decode", lambda *args: pytest.fail("decoded again"))
+    extraction.pooled(network, rows.head(20), options(tree, "augment.flip=true"), augmented=True)
+
+
+def store_folder():
+    return next(path for path in Path("cache").iterdir() if path.name.startswith("features"))
+
+
+def flip(position):
+    def spoil(folder):
+        content = bytearray((folder / "arrays.bin").read_bytes())
+        content[position] ^= 1
+        (folder / "arrays.bin").write_bytes(content)
+
+    return spoil
+
+
+@pytest.mark.parametrize("spoil, most", [
+    (flip(1000), 32),
+    (flip(8192 * 60 + 5), 32),
+    (lambda folder: (folder / "000001.json").write_text(""), 32),
+    (lambda folder: (folder / "000001.json").write_text('{"names": []}'), 32),
+    (lambda folder: (folder / "arrays.bin").unlink(), 70),
+])  # fmt: skip
+def test_what_is_damaged_is_computed_again(tree, rows, network, passes, monkeypatch, spoil, most):
+    monkeypatch.setattr(store, "CHUNK", 32)
+    first = values(extraction.pooled(network, rows.head(70), options(tree)))
+    spoil(store_folder())
+    passes.clear()
+    assert (values(extraction.pooled(network, rows.head(70), options(tree))) == first).all()
+    assert 0 < len(passes) <= most
+
+
+def test_a_cut_file_is_noticed(tree, rows, network, passes):
+    first = values(extraction.pooled(network, rows.head(70), options(tree)))
+    path = store_folder() / "arrays.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert (values(extraction.pooled(network, rows.head(70), options(tree))) == first).all()
+    assert len(passes) == 140
+
+
+def test_damaged_images_are_decoded_again(tree, rows, network):
+    first = values(extraction.pooled(network, rows.head(20), options(tree)))
+    path = Path("cache/images-1-32/arrays.bin")
+    content = bytearray(path.read_bytes())
+    content[50] ^= 255
+    path.write_bytes(content)
+    shutil.rmtree(store_folder())
+    assert (values(extraction.pooled(network, rows.head(20), options(tree))) == first).all()
+
+
+def test_too_small_a_limit_is_refused_before_anything_is_computed(tree, rows, network, passes):
+    with pytest.raises(
+        InputError, match=r"train.cache_gib: the features of this run need .* GiB, .*; allowed are 1e-05"
+    ):
+        extraction.pooled(network, rows, options(tree, "train.cache_gib=1e-5"))
+    assert passes == []
+
+
+def test_a_full_disk_is_refused_before_anything_is_computed(tree, rows, network, passes, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(InputError, match="0.00 are free on the disk"):
+        extraction.pooled(network, rows, options(tree))
+    assert passes == []
+
+
+def in_another_process(tree, place, queue):
+    os.chdir(place)
+    settings = options(tree)
+    rows = splits.select(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
+    counted = []
+    run = extraction._run
+    extraction._run = lambda base, chunk, *rest: counted.extend(chunk) or run(base, chunk, *rest)
+    kept = extraction.pooled(model.build(settings), rows, settings)
+    queue.put((len(counted), float(np.asarray(kept.array[kept.places[:, 0]]).sum())))
+
+
+def test_two_runs_at_once_compute_nothing_twice(tree, rows, place):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=in_another_process, args=(tree, place, queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    (first, total), (second, same) = queue.get(timeout=120), queue.get(timeout=120)
+    for process in processes:
+        process.join()
+    assert sorted((first, second)) == [0, len(rows)] and total == same
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import safety.startup
+from pathlib import Path
+import config, data, model
+from features import extraction, store
+from images import audit, splits
+from tiny_tree import tiny_settings
+store.CHUNK = 4
+settings = config.load_settings(None, tiny_settings(Path({tree!r})))
+rows = splits.select(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
+extraction.pooled(model.build(settings), rows, settings)
+"""
+
+
+def chunks(place):
+    return len(list(place.glob("cache/features-*/0*.json")))
+
+
+def extract_with_kills(tree, place, kills, rng):
+    """Kills the extraction at random moments until it was hit `kills` times between first and last chunk.
+
+    Returns the bytes of the finished entry.
+    """
+    place.mkdir()
+    command = [sys.executable, "-c", KILLED.format(root=str(ROOT), tree=str(tree))]
+    hit = 0
+    while hit < kills:
+        process = subprocess.Popen(command, cwd=place)
+        before = chunks(place)
+        while chunks(place) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        hit += 0 < chunks(place) < 38
+        if chunks(place) > 30:
+            shutil.rmtree(place / "cache")
+    subprocess.run(command, cwd=place, check=True)
+    folder = next(place.glob("cache/features-*"))
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".json")}
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
+def test_a_killed_extraction_ends_in_the_same_bytes(tree, tmp_path, kills):
+    rng = np.random.RandomState(kills)
+    undisturbed = extract_with_kills(tree, tmp_path / "undisturbed", 0, rng)
+    assert len(undisturbed) == 38 + 1
+    assert extract_with_kills(tree, tmp_path / "killed", kills, rng) == undisturbed
+
+
+def fit(tree, place, mode, *overrides):
+    """Head weights and validation predictions after training in one of the modes."""
+    settings = options(tree, f"train.features={mode}", *overrides)
+    table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
+    rows = splits.upsample(table[table.set == "train"], 0)
+    network = model.build(settings)
+    (head,) = phases.prepare(network, rows, table[table.set == "valid"], settings)
+    model.compile_model(head.trained, settings.train, head.rate)
+    head.trained.fit(head.batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
+    return network.get_layer("head").get_weights(), head.trained.predict(head.valid_batches, verbose=0)
+
+
+def test_cached_and_end_to_end_train_the_same_head(tree, place):
+    overrides = ["train.epochs=3", "train.maximal_lr=1e-3"]
+    (kernel, bias), predicted = fit(tree, place, "cached", *overrides)
+    (same, same_bias), expected = fit(tree, place, "end_to_end", *overrides)
+    assert np.linalg.norm(kernel - same) <= 1e-5 * np.linalg.norm(same)
+    np.testing.assert_allclose(bias, same_bias, atol=1e-5)
+    np.testing.assert_allclose(predicted, expected, atol=1e-5)
+
+
+def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
+    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
+    kept = extraction.Features(array, np.arange(60).reshape(20, 3))
+    labels = np.arange(20) % 2
+    settings = options(tree, "train.epochs=30", "train.batch_size=8")
+    seen = np.zeros((20, 3), int)
+    order = []
+    for number, (batch, label) in enumerate(feature_datasets.train_dataset(kept, labels, settings)):
+        places = batch.numpy()[:, 0].astype(int)
+        assert (labels[places // 3] == label.numpy()[:, 0]).all()
+        np.add.at(seen, (places // 3, places % 3), 1)
+        order += list(places // 3) if number < 3 else []
+    assert (seen.sum(axis=1) == 30).all() and (seen > 0).all()
+    assert sorted(order) == list(range(20)) and order != list(range(20))
+
+
+def test_validation_takes_every_row_once_in_order(tree):
+    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
+    kept = extraction.Features(array, np.arange(60).reshape(20, 3))
+    batches = list(feature_datasets.eval_dataset(kept, np.arange(20) % 2, 8))
+    assert np.concatenate([batch[:, 0] for batch, _ in batches]).tolist() == list(range(0, 60, 3))
+    assert np.concatenate([label[:, 0] for _, label in batches]).tolist() == [0, 1] * 10
+
+
+def test_statistics_count_each_image_once():
+    array = np.random.RandomState(0).normal(3, 2, (50, 2048)).astype(np.float32)
+    mean, variance = feature_datasets.statistics(extraction.Features(array, np.array([[1], [2], [2], [2], [7]])))
+    np.testing.assert_allclose(mean, array[[1, 2, 7]].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(variance, array[[1, 2, 7]].var(axis=0), rtol=1e-4)
+
+
+def test_bfloat16_features_are_close(tree, rows, network):
+    exact = values(extraction.pooled(network, rows.head(40), options(tree)))
+    precision.use_device("bfloat16")
+    close = values(extraction.pooled(model.build(options(tree)), rows.head(40), options(tree)))
+    precision.use_device("float32")
+    assert np.linalg.norm(close - exact) <= 0.01 * np.linalg.norm(exact)
+    cosine = (close * exact).sum(axis=1) / np.linalg.norm(close, axis=1) / np.linalg.norm(exact, axis=1)
+    assert cosine.min() > 0.9999
+
+
+def test_the_index_holds_what_the_chunk_is(tree, rows, network):
+    extraction.pooled(network, rows.head(3), options(tree))
+    index = json.loads((store_folder() / "000000.json").read_text())
+    assert index["names"] == [f"{pixels}-0" for pixels in rows.head(3).sort_values("path").pixels]

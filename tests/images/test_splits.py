@@ -1,0 +1,279 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tiny_tree import SLIDES, fold_rows
+
+import config
+import data
+from images import leaks, splits
+from safety.errors import InputError
+
+PROTOCOLS = ["row", "image", "slide", "patient", "fold"]
+KEPT = {"row": [], "image": ["filename"], "slide": ["filename", "slide"], "patient": ["filename", "slide", "patient"],
+        "fold": ["filename"]}  # fmt: skip
+
+
+def options(protocol, **changes):
+    values = {"test_per_class": 10, **changes, "protocol": protocol}
+    return config.load_settings(None, [f"data.{key}={value}" for key, value in values.items()]).data
+
+
+def table_of(rows):
+    names = data.describe(rows.filename.str.rsplit("/", n=1).str[-1])
+    return names.assign(fold=rows.fold, grp=rows.grp).reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return table_of(fold_rows(images=5))
+
+
+def assert_contract(table, protocol, per_class):
+    """The contract by pandas alone: nothing of splits.py."""
+    used = table[table.set != "unused"]
+    for key in KEPT[protocol]:
+        assert used.groupby(key).set.nunique().max() == 1, key
+    assert used[used.set == "test"].label.value_counts().to_dict() == {"benign": per_class, "malignant": per_class}
+    assert set(used.groupby("set").label.nunique()) == {2} and {"train", "valid", "test"} == set(used.set)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_protocol_keeps_its_contract(table, protocol, seed):
+    parts = splits.split(table, options(protocol, seed=seed))
+    assert_contract(parts, protocol, 10)
+    assert len(parts) == (len(table) if protocol == "row" else table.filename.nunique())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(50), marks=pytest.mark.long)])
+def test_full_table(full_table, protocol, seeds):
+    for seed in seeds:
+        parts = splits.split(full_table, options(protocol, test_per_class=300, seed=seed))
+        assert_contract(parts, protocol, 300)
+        train, test = parts[parts.set == "train"], parts[parts.set == "test"]
+        assert protocol != "row" or test.filename.isin(train.filename).mean() >= 0.99
+        assert protocol != "image" or test.slide.isin(train.slide).all()
+        assert protocol not in ("slide", "patient") or test.subtype.nunique() == 8
+
+
+@pytest.mark.parametrize("protocol, benign, malignant", [("row", 12400, 27145), ("image", 2480, 5429)])
+def test_full_counts(full_table, protocol, benign, malignant):
+    parts = splits.split(full_table, options(protocol, test_per_class=300))
+    assert parts.label.value_counts().to_dict() == {"benign": benign, "malignant": malignant}
+    assert (parts.set == "valid").sum() == (7789 if protocol == "row" else 436 + 1026)
+
+
+def test_the_thesis_is_reproduced_to_the_row(full_table):
+    settings = config.load_settings(Path(config.__file__).with_name("thesis.yaml")).data
+    parts = splits.split(full_table, settings)
+    counts = pd.crosstab(parts.set, parts.label)
+    assert counts.loc["train"].tolist() == [9628, 21528]
+    assert counts.loc["valid"].tolist() == [2472, 5317]
+    assert counts.loc["test"].tolist() == [300, 300]
+    drawn = splits.upsample(parts[parts.set == "train"], settings.seed)
+    assert drawn.label.value_counts().to_dict() == {"benign": 21528, "malignant": 21528}
+
+
+@pytest.mark.parametrize("fold, train, test", [
+    (1, 5005, 2904), (2, 5506, 2403), (3, 5332, 2577), (4, 5211, 2698), (5, 4826, 3083),
+])  # fmt: skip
+def test_official_folds_have_their_counts_and_name_13412(full_table, fold, train, test):
+    parts = splits.split(full_table, options("fold", test_per_class=300, fold=fold))
+    assert parts.grp.value_counts().to_dict() == {"train": train, "test": test}
+    assert set(parts[parts.grp == "test"].set) == {"test", "unused"}
+    assert leaks.measure(parts)["both_sides"] == (["14-13412"] if fold in (1, 3, 5) else [])
+    assert ("14-13412" in leaks.describe(parts)) == (fold in (1, 3, 5))
+    valid, train = parts[parts.set == "valid"], parts[parts.set == "train"]
+    assert not set(valid.patient) & set(train.patient)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_split_hangs_on_the_seed_and_not_on_the_order(table, protocol):
+    settings = options(protocol)
+    text = splits.to_csv(splits.split(table, settings))
+    assert text == splits.to_csv(splits.split(table.sample(frac=1, random_state=5), settings))
+    assert text != splits.to_csv(splits.split(table, options(protocol, seed=1)))
+
+
+@pytest.mark.parametrize("protocol", ["slide", "patient"])
+def test_the_test_images_spread_over_groups_and_magnifications(full_table, protocol):
+    parts = splits.split(full_table, options(protocol, test_per_class=300))
+    for _, rows in parts[parts.set == "test"].groupby("label"):
+        sizes = rows.groupby(protocol).size()
+        room = parts[parts.set.isin(["test", "unused"])].groupby(protocol).size()[sizes.index]
+        full = sizes[sizes < room]
+        assert full.max() - full.min() <= 1
+        assert rows.mag.value_counts().max() - rows.mag.value_counts().min() <= 8
+        assert len(sizes) >= 0.2 * parts[parts.label == rows.label.iloc[0]][protocol].nunique() - 1
+
+
+def test_slides_of_one_patient_never_part(full_table):
+    for seed in range(20):
+        parts = splits.split(full_table, options("patient", test_per_class=300, seed=seed))
+        sets = set(parts[parts.patient == "14-22549"].set) - {"unused"}
+        assert len(sets) == 1, seed
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS[1:])
+def test_equal_pixels_are_one_unit(table, protocol):
+    """Each image of 14-203CD shows what one of 14-204 does: the two patients are one."""
+    pixels = table.filename.str.replace("M_LC-14-204", "M_DC-14-203CD")
+    for seed in range(6):
+        parts = splits.split(table.assign(pixels=pixels), options(protocol, seed=seed))
+        used = parts[parts.set != "unused"]
+        assert used.groupby("pixels").set.nunique().max() == 1
+        if protocol in ("slide", "patient"):
+            assert used[used.slide.isin(["14-203CD", "14-204"])].set.nunique() <= 1
+
+
+def test_without_this_rule_equal_pixels_do_part(table):
+    pixels = table.filename.str.replace("M_LC-14-204", "M_DC-14-203CD")
+    parted = [
+        splits.split(table, options("image", seed=seed)).assign(
+            pixels=lambda t: t.filename.map(dict(zip(table.filename, pixels)))
+        )
+        for seed in range(3)
+    ]
+    with pytest.raises(InputError, match="pixels"):
+        for parts in parted:
+            splits.check(parts, "image")
+
+
+def test_equal_pixels_under_both_labels_are_refused(table):
+    pixels = table.filename.str.replace("M_LC-14-204", "B_F-14-103")
+    with pytest.raises(InputError, match="both labels: SOB_"):
+        splits.split(table.assign(pixels=pixels), options("image"))
+
+
+@pytest.mark.parametrize("protocol, changes, words", [
+    ("row", {"test_per_class": 900}, "at most 898 a class fit (benign 898, malignant 998), got 900"),
+    ("image", {"test_per_class": 179}, "at most 178 a class fit (benign 178, malignant 198), got 179"),
+    ("slide", {"test_per_class": 141}, "at most 140 a class fit"),
+    ("patient", {"test_per_class": 141}, "got 141"),
+    ("fold", {"test_per_class": 100}, "official fold 1 for protocol fold: at most 60 a class fit"),
+    ("patient", {"test_per_class": 60, "magnification": 40}, "in whole patients"),
+])  # fmt: skip
+def test_too_few_is_refused_with_what_would_fit(table, protocol, changes, words):
+    with pytest.raises(InputError, match=re.escape(words)) as refusal:
+        splits.split(table, options(protocol, **changes))
+    if protocol == "row":
+        return  # a plain draw may leave a class out of validation, which is refused in words of its own
+    fits = int(re.search(r"at most (\d+)", str(refusal.value))[1])
+    splits.split(table, options(protocol, **{**changes, "test_per_class": fits}))
+
+
+def test_one_class_alone_is_refused(table):
+    for protocol in PROTOCOLS:
+        with pytest.raises(InputError, match="at most 0"):
+            splits.split(table[table.label == "benign"], options(protocol))
+
+
+def test_magnification_is_respected(table):
+    parts = splits.split(table, options("patient", magnification=100))
+    assert set(parts.mag) == {100}
+
+
+def test_upsampling_draws_training_rows_until_the_classes_are_equal(table):
+    parts = splits.split(table, options("row"))
+    train = parts[parts.set == "train"]
+    drawn = splits.upsample(train, 3)
+    assert drawn.label.value_counts().to_dict() == dict.fromkeys(
+        ["benign", "malignant"], train.label.value_counts().max()
+    )
+    assert set(drawn.filename) <= set(train.filename)
+    pd.testing.assert_frame_equal(drawn, splits.upsample(train, 3))
+    with pytest.raises(ValueError, match="only training rows"):
+        splits.upsample(parts, 3)
+
+
+@pytest.mark.parametrize("protocol, move, words", [
+    ("image", "filename", "filename SOB_"),
+    ("slide", "slide", "slide 1"),
+    ("patient", "patient", "patient 1"),
+])  # fmt: skip
+def test_a_broken_contract_is_named(table, protocol, move, words):
+    parts = splits.split(table, options(protocol))
+    test = parts[parts.set == "test"].iloc[[0]]
+    leaked = test.assign(set="train") if move == "filename" else test.assign(set="train", filename="other")
+    if move == "patient":
+        leaked = leaked.assign(slide=leaked.patient + "ZZ")
+    with pytest.raises(InputError, match=f"{words}.* stands in test and train"):
+        splits.check(pd.concat([parts, leaked]), protocol)
+    with pytest.raises(InputError, match="as many of each"):
+        splits.check(parts.drop(test.index), protocol)
+
+
+def test_leaks_on_a_table_whose_answer_is_known():
+    table = pd.DataFrame(
+        [("a1", "s1", "p1", "train"), ("a1", "s1", "p1", "test"), ("a2", "s1", "p1", "test"),
+         ("a3", "s2", "p1", "test"), ("a4", "s3", "p2", "test"), ("a5", "s9", "p9", "valid")],
+        columns=["filename", "slide", "patient", "set"],
+    ).assign(label="benign")  # fmt: skip
+    found = leaks.measure(table)
+    assert found["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
+    assert found["both_sides"] == ["s1"]
+    assert found["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
+    assert "25.0% of the test images stand in the training set" in leaks.verdict(found)
+
+
+@pytest.mark.parametrize("twin, shared, key", [
+    (("a3", "s3", "p3"), {"image": 0.5, "slide": 0.5, "patient": 0.5}, "image"),
+    (("a9", "s3", "p3"), {"image": 0.0, "slide": 0.5, "patient": 0.5}, "slide"),
+    (("a9", "s9", "p3"), {"image": 0.0, "slide": 0.0, "patient": 0.5}, "patient"),
+])  # fmt: skip
+def test_a_test_set_of_validation_images_is_not_called_new(twin, shared, key):
+    """With another split's test set, the images may be those on which the threshold was chosen."""
+    rows = [("a1", "s1", "p1", "train"), (*twin, "valid"), ("a3", "s3", "p3", "test"), ("a4", "s4", "p4", "test")]
+    table = pd.DataFrame(rows, columns=["filename", "slide", "patient", "set"]).assign(label="benign")
+    found = leaks.measure(table)
+    assert not any(found["shared"].values()) and found["shared_with_validation"] == shared
+    assert f"50.0% of the test images share their {key} with the validation set" in leaks.verdict(found)
+    assert "new patients" not in leaks.describe(table) and "with validation: " in leaks.describe(table)
+
+
+def test_each_verdict_is_of_its_protocol(table):
+    words = {"row": "not a measure of new images", "image": "no measure of new slides", "slide": "may flatter",
+             "patient": "new patients of this data set"}  # fmt: skip
+    for protocol, sentence in words.items():
+        parts = [splits.split(table, options(protocol, test_per_class=40, seed=seed)) for seed in range(8)]
+        verdicts = [leaks.verdict(leaks.measure(part)) for part in parts]
+        assert any(sentence in verdict for verdict in verdicts), protocol
+        assert protocol == "slide" or all(sentence in verdict for verdict in verdicts), protocol
+
+
+slide_lists = st.lists(st.sampled_from(SLIDES), min_size=1, max_size=len(SLIDES), unique=True)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(
+    slides=slide_lists,
+    protocol=st.sampled_from(PROTOCOLS),
+    images=st.integers(1, 3),
+    mags=st.lists(st.sampled_from([40, 100, 200, 400]), min_size=1, unique=True).map(tuple),
+    per_class=st.integers(1, 40),
+    fraction=st.sampled_from([0.01, 0.2, 0.5, 0.99]),
+    seed=st.integers(0, 2**32 - 1),
+    twins=st.integers(0, 5),
+)
+def test_on_any_table_the_contract_holds_or_a_refusal_comes(
+    slides, protocol, images, mags, per_class, fraction, seed, twins
+):
+    table = table_of(fold_rows(slides, mags, images))
+    codes = pd.factorize(table.filename)[0]
+    table["pixels"] = np.where(codes < twins, 0, codes).astype(str)
+    try:
+        parts = splits.split(table, options(protocol, test_per_class=per_class, valid_fraction=fraction, seed=seed))
+    except InputError as refusal:
+        # A broken contract is no refusal: it must never have been drawn.
+        assert "stands in" not in str(refusal)
+        return
+    assert_contract(parts, protocol, per_class)
+    used = parts[parts.set != "unused"]
+    assert protocol == "row" or used.groupby("pixels").set.nunique().max() == 1

@@ -1,0 +1,188 @@
+"""Inputs that nobody meant: each ends in success or in one of our errors, soon, and writes nothing."""
+
+import contextlib
+import io
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_tree import fold_rows
+
+import config
+import data
+import predict
+from images import audit, decoding, splits
+from safety import command_line
+
+SECONDS = 10
+WORDS = [
+    "", "\0", "\n", "\r", "\r\n", '"', "'", ",", ";", "/", "\\", "..", "../", "=1+1", "*", "&a", "*a", "!!str", "<<", "---", "%YAML 1.1",
+    "\ufeff", "\ud7ff", "\x1b[31m", "{", "}", "[", "]", ": ", "- ", "? ", "|", ">", "#", "1e999", "-1", "0x10", ".nan", "~", "null",
+    "9" * 5000, "a" * 5000, "<script>", "${HOME}", "2020-99-99", "\N{ARABIC-INDIC DIGIT ONE}", "\N{NO-BREAK SPACE}",
+]  # fmt: skip
+
+
+class HangError(BaseException):
+    """Raised by the alarm; no `except Exception` swallows it."""
+
+
+@contextlib.contextmanager
+def soon():
+    def ring(number, frame):
+        raise HangError
+
+    old, start = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+        # An alarm waits for C code to return, which may also swallow it.
+        assert time.monotonic() - start < SECONDS
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def outcome(call) -> str:
+    """How the front door lets a command end; anything but our own three endings is passed on."""
+    told = io.StringIO()
+    with soon(), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
+        command_line.run(lambda arguments: call())
+    status, lines = ended.value.code or 0, told.getvalue().splitlines()
+    assert status in (0, 1, 2)
+    assert (lines == []) if status == 0 else lines[0].startswith("error: ")
+    assert len(lines) <= 1 or status == 1
+    assert all(line.isprintable() for line in lines)
+    return "success" if status == 0 else f"exit {status}"
+
+
+def spliced(valid: bytes, pieces: list[bytes]) -> st.SearchStrategy:
+    """The valid content with up to four cuts, each replaced by random bytes or one of the pieces."""
+    piece = st.one_of(st.sampled_from(pieces), st.binary(max_size=8))
+    cuts = st.lists(st.tuples(st.integers(0, len(valid)), st.integers(0, 12), piece), max_size=4)
+
+    def apply(cuts: list) -> bytes:
+        content = valid
+        for start, length, new in cuts:
+            content = content[:start] + new + content[start + length :]
+        return content
+
+    return cuts.map(apply)
+
+
+def folds_content() -> st.SearchStrategy:
+    valid = fold_rows(images=1).iloc[::7].to_csv(index=False)
+    name = valid.splitlines()[1].rsplit(",", 1)[1]
+    cell = st.one_of(st.sampled_from(["1", "40", "train", name, *WORDS]), st.text(max_size=12))
+    row = st.lists(cell, max_size=6).map(",".join)
+    rows = st.lists(row, max_size=5).map(
+        lambda rows: "\n".join(["fold,mag,grp,filename", *rows]).encode("utf-8", "replace")
+    )
+    return st.one_of(st.binary(max_size=200), rows, spliced(valid.encode(), [word.encode() for word in WORDS]))
+
+
+def settings_content() -> st.SearchStrategy:
+    valid = (config.DEFAULTS.with_name("sample.yaml")).read_bytes()
+    value = st.one_of(st.sampled_from(WORDS), st.text(max_size=12), st.integers().map(str), st.floats().map(str))
+    line = st.tuples(st.sampled_from([*config.setting_names(), "data.", "x.y"]), value)
+    lines = st.lists(line, max_size=4).map(
+        lambda lines: "".join("{}:\n  {}: {}\n".format(*name.split("."), value) for name, value in lines)
+    )
+    pieces = [word.encode() for word in WORDS]
+    return st.one_of(
+        st.binary(max_size=200), lines.map(lambda text: text.encode("utf-8", "replace")), spliced(valid, pieces)
+    )
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_content() -> st.SearchStrategy:
+    pixels = np.random.RandomState(0).randint(0, 256, (12, 16, 3)).astype(np.uint8)
+    valid = io.BytesIO()
+    Image.fromarray(pixels).save(valid, "PNG")
+    kind = st.sampled_from(
+        [b"IHDR", b"IDAT", b"IEND", b"PLTE", b"zTXt", b"iCCP", b"tRNS", b"acTL", b"fdAT", b"gAMA", b"eXIf"]
+    )
+    size = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
+    header = st.builds(struct.pack, st.just(">IIBBBBB"), size, size, *[st.integers(0, 17)] * 5)
+    body = st.one_of(
+        header, st.binary(max_size=40), st.binary(max_size=40).map(zlib.compress), st.just(zlib.compress(bytes(600)))
+    )
+    chunks = st.lists(st.builds(chunk, kind, body), max_size=5).map(b"".join)
+    made = st.builds(
+        lambda first, rest: valid.getvalue()[:8] + first + rest + chunk(b"IEND", b""),
+        st.builds(chunk, st.just(b"IHDR"), header),
+        chunks,
+    )
+    inserted = st.builds(lambda more: valid.getvalue()[:33] + more + valid.getvalue()[33:], chunks)
+    return st.one_of(st.binary(max_size=100), made, inserted, spliced(valid.getvalue(), [bytes(4), b"\xff" * 4]))
+
+
+def read_folds(path):
+    splits.split(data.read_folds(path), config.load_settings().data.model_copy(update={"test_per_class": 1}))
+
+
+def read_settings(path):
+    config.load_settings(path).to_yaml().encode()
+
+
+def read_image(path):
+    predict.read(path, 32)
+    pixels = audit.read_rgb(path.parent, path.name)
+    assert decoding.read(str(path), 32).shape == (32, 32, 3)
+    np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
+
+
+TARGETS = {
+    "Folds.csv": (folds_content, read_folds, 8000),
+    "config.yaml": (settings_content, read_settings, 4000),
+    "PNG": (png_content, read_image, 12000),
+}
+
+
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)], ids=["short", "long"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_content_ends_well_and_writes_nothing(name, long, tmp_path, monkeypatch, record_property):
+    contents, read, count = TARGETS[name]
+    monkeypatch.chdir(tmp_path)
+    path, outcomes = tmp_path / "input", Counter()
+
+    @settings(
+        max_examples=count if long else 120,
+        derandomize=not long,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(contents())
+    def attempt(content):
+        path.write_bytes(content)
+        outcomes[outcome(lambda: read(path))] += 1
+
+    attempt()
+    assert list(tmp_path.rglob("*")) == [path]
+    record_property("outcomes", f"{name}: {sum(outcomes.values())} inputs, {dict(outcomes)}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, runs", [("Folds.csv", 9000), ("config.yaml", 2000), ("PNG", 9000)])
+def test_what_coverage_leads_to_ends_well_and_writes_nothing(name, runs, tmp_path, record_property):
+    pytest.importorskip("atheris", reason="atheris is not installed: pip install atheris")
+    script = Path(__file__).with_name("fuzz_atheris.py")
+    command = [sys.executable, script, name, str(runs), tmp_path]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert told.returncode == 0 and f"{runs} inputs" in told.stdout, told.stderr[-3000:]
+    assert {path.name for path in tmp_path.iterdir()} == {"input", "corpus"}
+    record_property("outcomes", told.stdout.splitlines()[-1])

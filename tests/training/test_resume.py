@@ -1,0 +1,393 @@
+import ctypes
+import errno
+import gc
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from tiny_tree import tiny_settings
+
+import config
+import evaluate
+import train
+from features import extraction, feature_datasets
+from safety import atomic_files, command_line, lock
+from safety.errors import InputError
+from training import callbacks, resume
+
+ROOT = Path(__file__).resolve().parents[2]
+MODES = {
+    "cached": ["train.features=cached", "augment.flip=true"],
+    "end_to_end": ["train.features=end_to_end", "augment.flip=true"],
+    "from_scratch": ["augment.flip=true", "model.base=cnn"],
+    "fine_tuned": ["model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
+}
+
+
+def start(place, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments], cwd=place, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def what_is_left(run):
+    """All that a run's outcome is: weights, optimizer, history, and the arrays of its checkpoint."""
+    with np.load(run / "state.npz") as state:
+        arrays = {name: state[name].tobytes() for name in state.files}
+    about = json.loads(zipfile.ZipFile(run / "best_model.keras").read("breakhis.json"))
+    kept = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
+    return arrays, (run / "history.csv").read_text(), kept
+
+
+def epochs_of(run):
+    history = run / "history.csv"
+    return history.read_text().count("\n") - 1 if history.exists() else 0
+
+
+def kill_at_random(place, name, settings, kills, rng):
+    """Trains, killed and resumed until the run is finished; how many kills there were, and how many inside a write.
+
+    One kill in three falls anywhere from the start on, the others soon after an epoch, where the writes are.
+    """
+    run, done, inside = place / "runs" / name, 0, 0
+    process, begun = start(place, *settings, f"train.run={name}"), time.monotonic()
+    while True:
+        before, until = epochs_of(run), rng.uniform(0, 12) if rng.random() < 1 / 3 else 1e9
+        while process.poll() is None and epochs_of(run) == before and time.monotonic() < begun + until:
+            time.sleep(0.005)
+        if process.poll() is None and done < kills:
+            time.sleep(rng.uniform(0, 0.4))
+            process.kill()
+        told = process.communicate()[1]
+        if process.returncode == 0:
+            return done, inside
+        assert process.returncode == -signal.SIGKILL, told
+        done, inside = done + 1, inside + any(place.rglob(f".{process.pid}.*"))
+        again = ["--resume", f"runs/{name}"] if run.exists() else [*settings, f"train.run={name}"]
+        process, begun = start(place, *again), time.monotonic()
+
+
+@pytest.mark.parametrize("mode, kills, epochs", [
+    ("cached", 1, 6),
+    ("from_scratch", 1, 4),
+    pytest.param("cached", 50, 40, marks=pytest.mark.long),
+    pytest.param("end_to_end", 12, 12, marks=pytest.mark.long),
+    pytest.param("from_scratch", 12, 20, marks=pytest.mark.long),
+    pytest.param("fine_tuned", 10, 2, marks=pytest.mark.long),
+])  # fmt: skip
+def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, mode, kills, epochs):
+    settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
+    calm = start(tmp_path, *settings, "train.run=calm")
+    assert calm.wait() == 0, calm.stderr.read()
+    expected, rng, done, inside, runs = what_is_left(tmp_path / "runs/calm"), random.Random(kills), 0, 0, 0
+    while done < kills:
+        name, runs = f"killed{runs}", runs + 1
+        there, hit = kill_at_random(tmp_path, name, settings, kills - done, rng)
+        assert there, "the run ended before it could be killed"
+        done, inside = done + there, inside + hit
+        assert what_is_left(tmp_path / "runs" / name) == expected
+        assert not list((tmp_path / "runs" / name).glob(".[0-9]*"))
+    told = f"{mode}: {done} kills in {runs} runs, {inside} of them inside a write; every run ended bit-identical"
+    record_property("outcomes", told)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_how_to_go_on(tree, tmp_path, number, status):
+    run = tmp_path / "runs" / "tiny"
+    process = start(tmp_path, *tiny_settings(tree, *MODES["from_scratch"], "train.epochs=5000"))
+    while epochs_of(run) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == status, told
+    assert told.strip().splitlines()[-1] == "stopped; go on with: python train.py --resume runs/tiny"
+    assert "Traceback" not in told and not list(run.glob(".[0-9]*"))
+
+
+def amend(run, **more):
+    path = run / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+HALF = [*MODES["from_scratch"], "train.epochs=4"]
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def half(tree, tmp_path_factory):
+    """The folder of a run that died in its third epoch."""
+    place = tmp_path_factory.mktemp("half")
+    on_epoch_begin = callbacks.StopOnNaN.on_epoch_begin
+
+    def die(self, epoch, logs=None):
+        if epoch == 2:
+            raise StopError
+        on_epoch_begin(self, epoch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", die)
+        with pytest.raises(StopError):
+            train.main(tiny_settings(tree, *HALF, "train.run=half"))
+    return place / "runs" / "half"
+
+
+@pytest.fixture
+def stopped(half, work):
+    shutil.copytree(half, work / "runs" / "half")
+
+
+def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work, capsys):
+    """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
+    (work / "runs/half/evaluation").mkdir()
+    train.main(["--resume", "runs/half"])
+    assert "runs/half/evaluation is of the epochs so far" in capsys.readouterr().out
+    train.main(tiny_settings(tree, *HALF, "train.run=whole"))
+    assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
+    environment_now = json.loads((work / "runs/half/environment.json").read_text())
+    assert len(environment_now["resumed"]) == 1 and environment_now["seed"] == 0
+
+
+def test_a_finished_run_is_not_resumed(stopped):
+    train.main(["--resume", "runs/half"])
+    with pytest.raises(InputError, match="runs/half is finished; evaluate it with: python evaluate.py runs/half"):
+        train.main(["--resume", "runs/half"])
+
+
+@pytest.mark.parametrize("spoil, arguments, words", [
+    (lambda run: None, ["train.epochs=9"], "takes the settings from runs/half/config.yaml and no others, got train.epochs=9"),
+    (lambda run: (run / "config.yaml").unlink(), [], "runs/half is no folder of a run: it has no config.yaml"),
+    (lambda run: (run / "split.csv").write_text("other"), [], "runs/half/split.csv is no longer what runs/half began with"),
+    (lambda run: amend(run, data_sha256="x"), [], "the images are no longer what runs/half began with"),
+    (lambda run: amend(run, weights_sha256="x"), [], "the base's weights are no longer what"),
+    (lambda run: (run / "environment.json").write_text("[]"), [], "environment.json: no environment of a run"),
+    (lambda run: (run / "best_model.keras").unlink(), [], "best_model.keras: is missing"),
+    (lambda run: (run / "state.npz").unlink(), [], "state.npz: is missing"),
+    (lambda run: np.savez_compressed(run / "state.npz", says="{}"), [], "its members are compressed"),
+    (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}'), [], "got 0"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, not 9"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": "x"}'), [], "state.npz: damaged"),
+    (lambda run: np.savez(run / "state.npz", says="[" * 10**5), [], "state.npz: damaged"),
+])  # fmt: skip
+def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, words):
+    spoil(work / "runs" / "half")
+    with pytest.raises(InputError, match=words):
+        train.main(["--resume", "runs/half", *arguments])
+
+
+def test_two_processes_never_train_in_one_folder(stopped, work):
+    with (
+        lock.exclusive(work / "runs/half"),
+        pytest.raises(InputError, match="another process is training or evaluating .*runs/half"),
+    ):
+        train.main(["--resume", "runs/half"])
+    train.main(["--resume", "runs/half"])
+
+
+@pytest.mark.parametrize("mode", ["cached", "from_scratch"])
+def test_a_loss_that_is_no_number_is_named_with_its_files(tree, work, mode):
+    with pytest.raises(
+        InputError, match=r"the loss is (nan|inf) in epoch \d+, steps \d+ to \d+, at a learning rate of"
+    ) as stop:
+        train.main(
+            tiny_settings(tree, *MODES[mode], "train.maximal_lr=1e38", "train.initial_lr=1e37", "train.epochs=6")
+        )
+    rows = pd.read_csv(work / "runs/tiny/no_number.csv")
+    assert rows.filename[0] in str(stop.value) and len(rows) > 0
+    split = pd.read_csv(work / "runs/tiny/split.csv")
+    assert set(rows.filename) <= set(split.filename[split.set == "train"])
+
+
+def test_the_files_named_are_those_of_the_steps(tmp_path):
+    """The names of a step are the rows that the data set gave at that step."""
+    settings = config.load_settings(None, ["train.batch_size=4", "data.seed=5", "data.root=.", "train.epochs=3"])
+    names = pd.Series([f"{number}.png" for number in range(10)])
+    watcher = callbacks.StopOnNaN(tmp_path, names, settings, None)
+    watcher.on_epoch_begin(2)
+    kept = extraction.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
+    batches = list(feature_datasets.train_dataset(kept, np.arange(10), settings, first=2))
+    for step, (values, _) in enumerate(batches):
+        expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
+        assert watcher._names(step, step + 1).filename.tolist() == expected
+
+
+def full_after(monkeypatch, writes):
+    """Lets so many writes through; then the disk is full."""
+    done, fsync = [0], os.fsync
+
+    def full(number):
+        done[0] += 1
+        if done[0] > writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
+    return done
+
+
+def shell(monkeypatch, script, *arguments):
+    monkeypatch.setattr(sys, "argv", ["x", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(script.main)
+    return ended.value.code or 0
+
+
+def count_writes(monkeypatch, script, *arguments):
+    with monkeypatch.context() as patch:
+        done = full_after(patch, 10**9)
+        assert shell(patch, script, *arguments) == 0
+    return done[0]
+
+
+@pytest.mark.parametrize("mode, some", [("from_scratch", 2), pytest.param("cached", 10**9, marks=pytest.mark.long)])
+def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
+    tree, work, monkeypatch, capsys, record_property, mode, some
+):
+    settings = tiny_settings(tree, *MODES[mode], "train.epochs=2")
+    train.main([*settings, "train.run=cold"])
+    # The cache is warm from here on, so that every write is one of the run's.
+    writes = count_writes(monkeypatch, train, *settings, "train.run=warm")
+    expected = what_is_left(work / "runs/warm")
+    tried = sorted(random.Random(1).sample(range(writes), min(some, writes)))
+    for number in tried:
+        name = f"full{number}"
+        with monkeypatch.context() as patch:
+            full_after(patch, number)
+            capsys.readouterr()
+            assert shell(patch, train, *settings, f"train.run={name}") == 2
+            told = capsys.readouterr().err
+            assert told.count("error:") == 1 and "No space left on device" in told and "Traceback" not in told
+        again = ["--resume", f"runs/{name}"] if (work / "runs" / name).exists() else [*settings, f"train.run={name}"]
+        # At the last write of all the run is whole before the disk says that it is full.
+        assert resume.is_finished(work / "runs" / name) or shell(monkeypatch, train, *again) == 0
+        assert what_is_left(work / "runs" / name) == expected
+    told = f"disk full at {len(tried)} of {writes} writes of a run: every run went on and ended bit-identical"
+    record_property("outcomes", told)
+
+
+def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, undrawn, monkeypatch, capsys):
+    before = {path.name: path.read_bytes() for path in (copy / "evaluation").iterdir()}
+    with monkeypatch.context() as patch:
+        full_after(patch, 6)
+        assert shell(patch, evaluate, "runs/tiny") == 2
+        assert capsys.readouterr().err.count("error:") == 1
+    after = {path.name: path.read_bytes() for path in (copy / "evaluation").iterdir()}
+    assert after.keys() == before.keys() and after["report.html"] == before["report.html"]
+    assert shell(monkeypatch, evaluate, "runs/tiny") == 0
+
+
+@pytest.mark.parametrize("mode, limit, where", [
+    ("cached", 200_000, "extraction"),
+    ("from_scratch", 500_000, "checkpoint"),
+])  # fmt: skip
+def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, mode, limit, where):
+    """A real limit on the size of files in place of a made-up error."""
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    settings = tiny_settings(tree, *MODES[mode], "train.epochs=1")
+    process = start(tmp_path, *settings, preexec_fn=limited)
+    told = process.communicate()[1]
+    assert process.returncode == 2 and told.count("error:") == 1 and "File too large" in told, told
+    assert "Traceback" not in told
+    assert (tmp_path / "runs/tiny").exists() == (where == "checkpoint")
+    again = ["--resume", "runs/tiny"] if where == "checkpoint" else settings
+    process = start(tmp_path, *again)
+    assert process.wait() == 0, process.stderr.read()
+
+
+@pytest.mark.parametrize("mode", [
+    "from_scratch", pytest.param("cached", marks=pytest.mark.long), pytest.param("fine_tuned", marks=pytest.mark.long),
+])  # fmt: skip
+def test_the_same_settings_give_the_same_bits(tree, work, mode):
+    outcomes = []
+    for name in ("one", "two"):
+        os.rename("cache", f"cache-{name}") if os.path.exists("cache") else None
+        train.main(tiny_settings(tree, *MODES[mode], "train.epochs=2", f"train.run={name}"))
+        outcomes.append(what_is_left(work / "runs" / name))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    layers = keras.Sequential([keras.layers.Dense(1, input_shape=(2,), dtype="float32")])
+    layers.compile(keras.optimizers.SGD(), "mse")
+    scale = layers.optimizer._loss_scale
+    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(kept) for kept in resume._variables(layers)}
+
+
+def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with (
+        pytest.raises(InputError, match="TensorFlow: no such file"),
+        resume.advice_on_stop(tmp_path / "run", "--resume run"),
+    ):
+        raise tf.errors.NotFoundError(None, None, "no such file\nand more")
+    assert "go on with: python train.py --resume run" in capsys.readouterr().err
+
+
+def test_op_determinism_is_turned_on_when_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train.device.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    train.device.use_device("float32")
+    assert asked == []
+    train.device.use_device("float32", deterministic=True)
+    assert asked == [True]
+
+
+def in_use():
+    """MiB that are allocated: not the peak, under which a leak could hide, nor what the allocator keeps of the freed."""
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo2.restype = Mallinfo2
+    of_process = mallinfo2()
+    return (of_process.uordblks + of_process.hblkhd) / 2**20
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_over_epochs(tree, work, monkeypatch, record_property):
+    on_epoch_begin, used, objects = callbacks.StopOnNaN.on_epoch_begin, [], []
+
+    def measured(self, epoch, logs=None):
+        on_epoch_begin(self, epoch, logs)
+        if epoch and epoch % 50 == 0:
+            used.append(in_use())
+            objects.append(len(gc.get_objects()))
+
+    monkeypatch.setattr(callbacks.StopOnNaN, "on_epoch_begin", measured)
+    train.main(tiny_settings(tree, "train.epochs=201"))
+    told = ", ".join(f"{mib:.1f}" for mib in used)
+    record_property("outcomes", f"MiB in use after 50, 100, 150 and 200 epochs: {told}")
+    # 20 KiB and 2 containers an epoch; numbers that TensorFlow itself loses (its issue 62551) are neither.
+    assert len(used) == 4 and max(np.diff(used)) < 1 and max(np.diff(objects)) < 100, (used, objects)
