@@ -25,7 +25,8 @@ from evaluation.results import Evaluation
 from features import extraction
 from images import audit, leaks, splits
 from safety import command_line, limits, lock
-from training import checkpoint, decision, environment, resume
+from training import checkpoint, environment, resume
+from training.decision import RULES, check_rule, is_chosen
 
 
 def main(arguments: list[str]) -> None:
@@ -36,11 +37,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--threshold",
         metavar="RULE",
-        help=f"from which probability on an image is called malignant: {calibration.RULES}; all but the number are "
+        help=f"from which probability on an image is called malignant: {RULES}; all but the number are "
         "chosen on the validation set; default: the one chosen last for this checkpoint, else 0.5",
     )
     args = parser.parse(arguments)
-    rule = decision.check_rule(args.threshold) if args.threshold else None
+    rule = check_rule(args.threshold) if args.threshold else None
     paths = [checkpoint.find(Path(run)) for run in args.runs]
     evaluated = {}
     for path in paths:
@@ -135,7 +136,7 @@ def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, de
     temperature = decision["temperature"]
     return metrics.measure(test, settings.data, decision["threshold"]) | {
         "threshold_rule": decision["rule"],
-        "threshold_chosen": decision.is_chosen(decision["rule"]),
+        "threshold_chosen": is_chosen(decision["rule"]),
         "intervals": bootstrap.intervals(test, decision["threshold"], settings.data.seed),
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": settings.data.seed},
         "calibration": {

@@ -144,7 +144,7 @@ def predict(
         found["distance"] = (
             out_of_distribution.distances(pooled, about["familiar"]) if about.get("familiar") else np.nan
         )
-        csv_files.append(judge(found, about, margin))
+        tables.append(judge(found, about, margin))
         if heatmaps:
             _draw(network, images, tables[-1], heatmaps, start)
     return pd.concat(tables, ignore_index=True)

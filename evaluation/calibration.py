@@ -35,7 +35,7 @@ def choose_threshold(malignant: np.ndarray, probability: np.ndarray, rule: str) 
 
 
 def fit_temperature(malignant: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature within decision.TEMPERATURES with the lowest log loss on the validation images; 1 if no other is lower.
+    """The temperature within decision.TEMPERATURES with the lowest log loss on validation; 1 if no other is lower.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """

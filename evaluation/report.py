@@ -17,7 +17,8 @@ from sklearn.metrics import classification_report
 
 import data
 from evaluation import bootstrap, calibration, figures, metrics
-from evaluation.results import Evaluation
+from evaluation.results import RESEARCH_ONLY, Evaluation
+from images import leaks
 from safety import atomic_files
 
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
@@ -119,22 +120,22 @@ def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
     """The whole evaluation as one HTML page that needs nothing beside it; every text from data is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    results, leaks = found.results, found.results["leaks"]
+    shares = found.results["leaks"]
     return template.get_template("report.html.jinja").render(
         found=found,
-        results=results,
+        results=found.results,
         scores=found.scores.replace({np.nan: None}).to_dict("records"),
-        groups=metrics.groups_table(results).replace({np.nan: None}),
-        verdict=leaks.verdict(leaks),
-        shares=leaks.describe_shares(leaks),
-        leaky=any([*leaks["shared"].values(), *leaks["shared_with_validation"].values()]),
-        temperature=calibration.in_words(results["calibration"]["temperature"]),
+        groups=metrics.groups_table(found.results).replace({np.nan: None}),
+        verdict=leaks.verdict(shares),
+        shares=leaks.describe_shares(shares),
+        leaky=any([*shares["shared"].values(), *shares["shared_with_validation"].values()]),
+        temperature=calibration.in_words(found.results["calibration"]["temperature"]),
         sections=sections,
         embed=embed,
         settings=found.settings.to_yaml(),
         level=bootstrap.LEVEL,
         draws=bootstrap.DRAWS,
-        research_only=results.RESEARCH_ONLY,
+        research_only=RESEARCH_ONLY,
     )
 
 

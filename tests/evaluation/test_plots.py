@@ -30,7 +30,7 @@ def test_the_distribution_shows_the_counts_in_the_colour_of_each_class():
     axis = data_plots.split(table).axes[0]
     drawn = {
         (
-            evaluation_plots.matplotlib.colors.to_hex(bar.get_facecolor()).upper(),
+            plot_style.matplotlib.colors.to_hex(bar.get_facecolor()).upper(),
             round(bar.get_x() + bar.get_width() / 2),
         ): bar.get_height()
         for bars in axis.containers
@@ -103,7 +103,7 @@ def test_the_reliability_shows_each_bin_where_it_lies():
 def test_the_histogram_counts_each_class_and_marks_the_threshold():
     predictions = pd.DataFrame({"label": np.where(TRUE, "malignant", "benign"), "probability": [0.1, 0.1, 0.4, 0.9]})
     axis = evaluation_plots.scores(predictions, 0.3).axes[0]
-    tops = {evaluation_plots.matplotlib.colors.to_hex(one.get_facecolor()[0]).upper(): one.get_paths()[0].vertices[:, 1].max()
+    tops = {plot_style.matplotlib.colors.to_hex(one.get_facecolor()[0]).upper(): one.get_paths()[0].vertices[:, 1].max()
             for one in axis.collections}  # fmt: skip
     assert tops == {"#0072B2": 2, "#D55E00": 1}
     assert axis.lines[0].get_xdata() == [0.3, 0.3] and texts(axis) == ["threshold 0.3"]
@@ -133,7 +133,7 @@ def test_the_patients_stand_in_order_with_their_errors():
     assert [bar.get_width() for bar in axis.patches] == [0.2, 0.75, 1.0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["B", "A", "C"]
     assert texts(axis) == [" 4 of 5 wrong; pooled decision wrong", " 1 of 4 wrong", " 0 of 6 wrong"]
-    assert evaluation_plots.matplotlib.colors.to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
+    assert plot_style.matplotlib.colors.to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
 
 
 def test_both_intervals_of_each_score_are_within_the_axis():
