@@ -1,9 +1,9 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
 # make test:  everything from a clean checkout to the tests.
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
-# make docs:  docs/settings.md anew, from the schema of the settings.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
+# make docs: writes docs/settings.md from the schema of the settings.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && echo $$p && break; done)
