@@ -44,15 +44,16 @@ grid: .venv/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
 
-test: .venv/ready-test
-	$(RUN) -m ruff check --no-cache .
+test: lint
 	$(RUN) -m pytest
 
+# import-linter takes packages only, so each file at the top level is shown to it as one.
 lint: .venv/ready-test
 	$(RUN) -m ruff check --no-cache .
-
-docs: .venv/ready
-	PYTHONPATH=. $(RUN) docs/settings.py
+	rm -rf .imports && for file in *.py; do \
+		mkdir -p .imports/$${file%.py} && ln -s ../../$$file .imports/$${file%.py}/__init__.py || exit; done
+	for folder in */__init__.py; do ln -s ../$${folder%/*} .imports/; done
+	cd .imports && ../.venv/bin/lint-imports --no-cache ../pyproject.toml
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }
