@@ -56,7 +56,7 @@ lint: .venv/ready-test
 	cd .imports && ../.venv/bin/lint-imports --no-cache ../pyproject.toml
 
 docs: .venv/ready
-	$(RUN) docs/settings.py
+	PYTHONPATH=. $(RUN) docs/settings.py
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }
