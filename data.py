@@ -2,6 +2,7 @@
 
 python data.py                       prints the counts, draws overview/distribution.png and overview/samples.png
 python data.py --split split.csv     writes the split as CSV and opens no image
+python data.py --check FILE          checks a split list that others made; needs no images
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import safety.startup  # noqa: F401  before any other import
 import pandas as pd
 
 import config
-from images import audit, data_plots, leaks, plot_style, splits
+from images import audit, data_plots, leaks, plot_style, split_lists, splits
 from safety import atomic_files, command_line, csv_files, limits
 from safety.errors import InputError
 
@@ -197,9 +198,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", metavar="FILE", help="only write the split as CSV; opens no image")
     parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or odd")
     parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the images go (default overview)")
+    parser.add_argument("--check", metavar="FILE", help="only check a split list: CSV, TSV, JSON or a folder of them")
     config.add_settings(parser)
     args = parser.parse(arguments)
     settings = config.load_settings(args.config, args.overrides)
+    if args.check:
+        return split_lists.check(args.check, settings.data, describe, read_table)
     table = read_table(settings.data)
     if args.audit:
         return show_audit(table, settings.data, Path(args.out))

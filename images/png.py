@@ -8,7 +8,6 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from safety import limits
@@ -75,6 +74,9 @@ def decode(content: bytes) -> np.ndarray:
     if (COLOURS.get(colour), depth) != ("RGB", 8):
         mode = COLOURS.get(colour, "no colour type")
         raise UnusableError(f"is {mode} of {depth} bits a channel, needed is RGB of 8")
+    # Not at the top, so that what opens no image needs no TensorFlow.
+    import tensorflow as tf
+
     try:
         return tf.io.decode_png(content, channels=3).numpy()
     except tf.errors.InvalidArgumentError:

@@ -81,20 +81,20 @@ def _split_rows(table: pd.DataFrame, settings: config.Data) -> pd.Series:
 
 
 def _split_groups(table: pd.DataFrame, settings: config.Data) -> pd.Series:
-    units = _units(table, settings.protocol)
+    groups = units(table, settings.protocol)
     rng = np.random.RandomState(settings.seed)
-    orders = {label: _order(rows, units, settings, rng) for label, rows in table.groupby("label")}
+    orders = {label: _order(rows, groups, settings, rng) for label, rows in table.groupby("label")}
     # Training and validation need one group each.
     fits = pd.Series({label: order[:-2].sum() for label, order in orders.items()}, dtype=int)
     _refuse_unless_fits(fits, settings, f"images in whole {settings.protocol}s")
-    tested = units.isin([unit for order in orders.values() for unit in _enough(order, settings)])
-    test = _draw_evenly(table[tested], units, settings.test_per_class, rng)
-    valid = _draw_valid(table[~tested], units, settings)
+    tested = groups.isin([unit for order in orders.values() for unit in _enough(order, settings)])
+    test = _draw_evenly(table[tested], groups, settings.test_per_class, rng)
+    valid = _draw_valid(table[~tested], groups, settings)
     return _sets(table, train=table.index[~tested].difference(valid), valid=valid, test=test)
 
 
 def _split_fold(table: pd.DataFrame, settings: config.Data) -> pd.Series:
-    patients, twins = _units(table, "patient"), _units(table, "image")
+    patients, twins = units(table, "patient"), units(table, "image")
     theirs = table.grp == "test"
     sizes = table.label[theirs].value_counts().reindex(["benign", "malignant"], fill_value=0)
     _refuse_unless_fits(sizes, settings, f"test images of official fold {settings.fold}")
@@ -124,8 +124,19 @@ def _refuse_unless_fits(fits: pd.Series, settings: config.Data, what: str) -> No
         )
 
 
-def _units(table: pd.DataFrame, protocol: str) -> pd.Series:
-    """The number of each row's group: rows are joined by every name that the protocol keeps whole, and by pixels."""
+def units(table: pd.DataFrame, protocol: str) -> pd.Series:
+    """The number of each row's group: rows are joined by every name that the protocol keeps whole, and by pixels.
+
+    Args:
+        table: frame with filename, label, slide, patient and, where known, pixels.
+        protocol: a key of `KEPT_WHOLE`.
+
+    Returns:
+        A number a row; equal for the rows that must stay together.
+
+    Raises:
+        InputError: one group has both labels.
+    """
     keys = KEPT_WHOLE[protocol] + (["pixels"] if "pixels" in table else [])
     names, total = [], len(table)
     for key in keys:
@@ -134,12 +145,21 @@ def _units(table: pd.DataFrame, protocol: str) -> pd.Series:
         total += len(values)
     rows = np.tile(np.arange(len(table)), len(keys))
     graph = coo_array((np.ones(len(rows)), (rows, np.concatenate(names))), shape=(total, total))
-    units = pd.Series(connected_components(graph, directed=False)[1][: len(table)], table.index)
-    labels = table.groupby(units).label.nunique()
+    groups = pd.Series(connected_components(graph, directed=False)[1][: len(table)], table.index)
+    labels = table.groupby(groups).label.nunique()
     if labels.max() > 1:
-        mixed = table.filename[units == labels.idxmax()]
+        mixed = table.filename[groups == labels.idxmax()]
         raise InputError(f"equal pixels or one {protocol} under both labels: {', '.join(mixed.head(3))}")
-    return units
+    return groups
+
+
+def rarest_subtypes(table: pd.DataFrame, units: pd.Series) -> pd.Series:
+    """The subtype for which each unit counts; of several the one that the fewest units have.
+
+    Patient 29960, for example, is one of only two with adenosis.
+    """
+    units_with = units.groupby(table.subtype).nunique()
+    return table.subtype.map(units_with).groupby(units).idxmin().map(table.subtype)
 
 
 def _order(rows: pd.DataFrame, units: pd.Series, settings: config.Data, rng: np.random.RandomState) -> pd.Series:
@@ -152,9 +172,7 @@ def _order(rows: pd.DataFrame, units: pd.Series, settings: config.Data, rng: np.
     sizes = sizes.loc[rng.permutation(sizes.index)]
     if settings.protocol == "image":
         return sizes
-    # A patient of several subtypes stands for the rarest: 29960 is one of only two with adenosis.
-    groups_with = units.groupby(rows.subtype).nunique()
-    rarest = rows.subtype.map(groups_with).groupby(units).idxmin().map(rows.subtype)[sizes.index]
+    rarest = rarest_subtypes(rows, units)[sizes.index]
     rank, count = rarest.groupby(rarest).cumcount(), rarest.map(rarest.value_counts())
     return sizes.loc[((rank + 0.5) / count).where(rank > 0, -count).sort_values(kind="stable").index]
 

@@ -27,7 +27,7 @@ def read(path: Path) -> pd.DataFrame:
     return parse(limits.read_bytes(path, MAX_BYTES), path)
 
 
-def parse(content: bytes, path: Path) -> pd.DataFrame:
+def parse(content: bytes, path: Path, delimiter: str = ",") -> pd.DataFrame:
     """The cells of a CSV's content, as `read` gives them; `path` is for the messages."""
     longest = max(map(len, io.BytesIO(content)), default=0)
     if longest > MAX_LINE:
@@ -35,13 +35,13 @@ def parse(content: bytes, path: Path) -> pd.DataFrame:
     if b"\0" in content:
         raise InputError(f"{path}: is no CSV in UTF-8: it holds a NUL byte")
     try:
-        widest = max(map(len, csv.reader(io.StringIO(content.decode(), newline=""))), default=0)
+        widest = max(map(len, csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter)), default=0)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: is no CSV in UTF-8: {error}") from None
     if widest > MAX_FIELDS:
         raise InputError(f"{path}: allowed are rows of {MAX_FIELDS} fields, got one of {widest}")
     try:
-        rows = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
+        rows = pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8")
     except ValueError as error:
         # Behind what pandas says of its own parser.
         raise InputError(f"{path}: is no CSV in UTF-8: {str(error).rpartition('C error: ')[2]}") from None
