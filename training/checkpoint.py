@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import keras
+import pandas as pd
 from pydantic import ConfigDict, Field
 
 import config
 import model
 from devices import precision
+from images import splits
 from safety import atomic_files, hdf5_files
 from safety.errors import InputError
 from training.decision import Decision
@@ -44,6 +46,11 @@ class About(config.Section):
     arrays_sha256: str
     decision: Decision = None
     familiar: Familiar = None
+
+
+def about(settings: config.Settings, table: pd.DataFrame) -> dict:
+    """What the checkpoint says of itself."""
+    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
 
 
 def save(network: keras.Model, path: Path, about: dict) -> None:

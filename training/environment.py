@@ -33,11 +33,6 @@ def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame,
     begun.rename(run)
 
 
-def about(settings: config.Settings, table: pd.DataFrame) -> dict:
-    """What the checkpoint says of itself."""
-    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
-
-
 def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model) -> dict:
     """What another machine needs to know to repeat the run."""
     packages = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]

@@ -210,6 +210,6 @@ def test_arrays_that_do_not_fit_into_memory_are_damage(saved, monkeypatch):
     def read(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(checkpoint.hdf5, "check", read)
+    monkeypatch.setattr(checkpoint.hdf5_files, "check", read)
     with pytest.raises(InputError, match="damaged, or no checkpoint"):
         checkpoint.load(saved[0])

@@ -340,7 +340,7 @@ def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
     layers = keras.Sequential([keras.layers.Dense(1, input_shape=(2,), dtype="float32")])
     layers.compile(keras.optimizers.SGD(), "mse")
     scale = layers.optimizer._loss_scale
-    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(kept) for kept in resume._variables(layers)}
+    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(kept) for kept in resume.variables(layers)}
 
 
 def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
@@ -355,10 +355,10 @@ def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
 
 def test_op_determinism_is_turned_on_when_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr(train.device.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
-    train.device.use_device("float32")
+    monkeypatch.setattr(train.precision.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    train.precision.use_device("float32")
     assert asked == []
-    train.device.use_device("float32", deterministic=True)
+    train.precision.use_device("float32", deterministic=True)
     assert asked == [True]
 
 
