@@ -80,7 +80,7 @@ def begin(settings: config.Settings) -> Begun:
     settings = precision.with_precision(settings)
     machine = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
-    table, dropped = audit.usable(table, settings.data)
+    table, dropped = audit.usable_rows(splits.select(table, settings.data), settings.data)
     version = audit.data_version(table)
     strategy.assert_same(data=version, precision=settings.train.precision)
     table = splits.split(table, settings.data)

@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame, unit: str = "patient", folds: int = 5, repeats: in
             f"got {unit}, {folds}, {repeats}"
         )
     images = table.drop_duplicates("filename").sort_values("filename", ignore_index=True)
-    units = splits.units(images, unit)
+    units = splits.group_ids(images, unit)
     # Named after their first image, so that the draw depends on no numbering.
     units = units.map(images.filename.groupby(units).min())
     groups = pd.DataFrame(
@@ -132,7 +132,7 @@ def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int) -> No
         InputError: the contract is broken; names the first offender.
     """
     images = table.drop_duplicates("filename").set_index("filename", drop=False)
-    units = splits.units(images, unit)
+    units = splits.group_ids(images, unit)
     for repeat, part in drawn.groupby("repeat"):
         if sorted(part.filename) != sorted(images.filename):
             raise InputError(f"folds: repeat {repeat} must hold each image once")

@@ -18,7 +18,7 @@ from evaluation import calibration, metrics, predictions, report
 from safety import command_line
 from safety.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def test_the_test_set_is_predicted_and_nothing_else(run, predicted):
@@ -146,7 +146,7 @@ def test_another_split_is_tested_only_when_asked_and_is_named_in_the_report(copy
         and results["leaks"]["shared"]["image"] == 1.0
     )
     report = (out / "report.txt").read_text()
-    assert "other.csv" in report and "100.0% of the test images stand in the training set" in report
+    assert "other.csv" in report and "100.0% of the test images are also in the training set" in report
 
 
 def test_splits_of_one_name_are_evaluated_side_by_side(tmp_path):

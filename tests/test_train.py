@@ -139,7 +139,7 @@ def test_bad_images_stop_with_status_1_and_are_all_named(own_tree, tmp_path, mon
     assert named == words if script is train else named and set(named) <= set(words)
 
 
-def test_dropped_images_are_listed_left_out_and_on_record(own_tree, undrawn, tmp_path, monkeypatch, capfd):
+def test_dropped_images_are_listed_left_out_and_on_record(own_tree, without_figures, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = spoil_three(own_tree)
     before = set(own_tree.rglob("*"))

@@ -121,7 +121,7 @@ def _read_about(path: Path) -> dict:
         # Not from the archive itself, which begins anew at every step back that HDF5 takes.
         hdf5_files.check(io.BytesIO(archive.read(ARRAYS)))
         about = json.loads(archive.read(ABOUT))
-    said = config.checked(About, about)
+    said = config.validate(About, about)
     return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
 
 

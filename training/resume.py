@@ -98,7 +98,7 @@ def _read_state(path: Path) -> tuple[Says, list[np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
         checkpoint.check_members(archive, path.stat().st_size)
     with np.load(path, allow_pickle=False) as kept:
-        says = config.checked(Says, json.loads(str(kept["says"])))
+        says = config.validate(Says, json.loads(str(kept["says"])))
         if len(says.history) != says.epoch:
             raise ValueError(f"its history has {len(says.history)} epochs, not {says.epoch}")
         return says, [kept[name] for name in sorted(set(kept.files) - {"says"})]

@@ -125,7 +125,7 @@ def _changed(settings: config.Settings, **sections: dict) -> config.Settings:
     values = settings.model_dump()
     for section, keys in sections.items():
         values[section].update(keys)
-    return config.check_settings(values)
+    return config.validate(config.Settings, values)
 
 
 def search(trials: int, folder: Path, prepared: Prepared, notice: str) -> None:

@@ -62,5 +62,5 @@ def test_a_split_that_breaks_its_protocol_is_refused_when_loaded(run, tmp_path):
     lines = path.read_text().splitlines()
     leaked = next(line for line in lines if line.endswith(",test")).removesuffix("test") + "train"
     path.write_text("\n".join([*lines, leaked]) + "\n")
-    with pytest.raises(InputError, match="stands in test and train"):
+    with pytest.raises(InputError, match="must be in one set, got test and train"):
         predictions.read_split(path, "image")

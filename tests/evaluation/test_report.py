@@ -216,7 +216,7 @@ def test_markup_in_the_data_stays_text(evaluated):
     assert text.count("&lt;script&gt;") >= 8
 
 
-def test_markup_in_the_name_of_a_runs_folder_stays_text(copy, undrawn):
+def test_markup_in_the_name_of_a_runs_folder_stays_text(copy, without_figures):
     evil = copy.with_name("<script>alert(1)<\u2215script>$\\nothing$\x1b[31m")
     copy.rename(evil)
     evaluate.main([str(evil)])

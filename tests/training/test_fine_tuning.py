@@ -40,7 +40,7 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_place(work):
+def working_folder(work):
     """One working folder for all, so that the tests share a cache."""
 
 

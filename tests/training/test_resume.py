@@ -290,7 +290,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
     record_property("outcomes", told)
 
 
-def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, undrawn, monkeypatch, capsys):
+def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, without_figures, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (copy / "evaluation").iterdir()}
     with monkeypatch.context() as patch:
         full_after(patch, 6)

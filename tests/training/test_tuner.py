@@ -106,7 +106,7 @@ def prepared(settings):
         "momentum": [0.9],
         "step_size_epochs": [3],
     }
-    return tuner.Prepared(config.check_settings(values), frame, frame, None, None, {})
+    return tuner.Prepared(config.validate(config.Settings, values), frame, frame, None, None, {})
 
 
 @pytest.fixture
