@@ -69,7 +69,7 @@ def check(
 
 
 def _verdict(shared: list[dict[str, float]]) -> str:
-    images, slides, patients = (sum(one[key] > 0 for one in shared) for key in leaks.NAMES)
+    images, slides, patients = (sum(one[key] > 0 for one in shared) for key in leaks.COLUMNS)
     shares = [one["patient"] for one in shared]
     return (
         f"Of {len(shared)} splits {images} have test images that stand in training, {slides} share slides and "
@@ -142,7 +142,7 @@ def _read_file(path: Path, in_set: str) -> pd.DataFrame:
     try:
         node = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON that can be read: {error}") from None
+        raise InputError(f"{path}: must be JSON: {error}") from None
     return _from_json(node, path, in_set)
 
 
@@ -249,7 +249,7 @@ def _from_json(node: Any, path: Path, in_set: str) -> pd.DataFrame:
     try:
         leaves = list(_leaves(node, (), in_set, path))
     except RecursionError:
-        raise InputError(f"{path}: is no JSON that can be read: it is nested too deeply") from None
+        raise InputError(f"{path}: must be JSON: it is nested too deeply") from None
     # A test set that is given once, outside the folds, is that of each fold.
     outer = {place[:depth] for place, _, _ in leaves for depth in range(len(place))}
     places = list(dict.fromkeys(place for place, _, _ in leaves if place not in outer))

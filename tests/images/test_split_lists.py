@@ -212,7 +212,7 @@ OTHER = "SOB_M_DC-14-201-40-001.png"
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("a.csv", "", "is no CSV"),
+    ("a.csv", "", "must be a CSV"),
     ("a.csv", "filename,set\n", "holds no rows"),
     ("a.csv", "some words\nand more\n", "no column has names of BreakHis"),
     ("a.csv", "\x00\x01", "NUL byte"),
@@ -224,14 +224,14 @@ OTHER = "SOB_M_DC-14-201-40-001.png"
     ("a.csv", "slide,set\n14-22549AB,train\n14-1,test\n", "no table"),
     ("a.csv", "file,fold\n" + "".join(f"{NAME},{n}\n" for n in range(101)), "allowed are 100 folds"),
     ("train.txt", f"{NAME}\n{OTHER}\n", "goes into a folder|go into a folder"),
-    ("a.json", "{", "is no JSON"),
+    ("a.json", "{", "must be JSON"),
     ("a.json", '{"train": ["x"], "test": []}', "no key gives names"),
     ("a.json", "3", "no key gives names"),
     ("a.json", json.dumps({"train": [NAME, "x"], "test": [OTHER]}), "a list of train must hold names of BreakHis, got 'x'"),
     ("a.json", json.dumps({"train": [NAME]}), "a training and a test set are needed"),
     ("a.json", f'{{"train": ["{NAME}"], "train": ["{OTHER}"], "test": ["{NAME}"]}}', "a key is given twice"),
-    ("a.json", "[" * 900 + "]" * 900, "no key gives names|is no JSON|nested"),
-    ("a.json", "[" * 99999 + "]" * 99999, "is no JSON"),
+    ("a.json", "[" * 900 + "]" * 900, "no key gives names|must be JSON|nested"),
+    ("a.json", "[" * 99999 + "]" * 99999, "must be JSON"),
     ("a.json", json.dumps([{NAME: n} for n in range(3)] + [{f"k{n}": NAME} for n in range(60)]), "allowed are 50 keys"),
     ("a.json", json.dumps([{"train": [NAME], "test": [OTHER]}] * 101), "allowed are 100 folds or other splits, got 101"),
 ])  # fmt: skip
