@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets
 
 # Share of the training images, in percent, that are no farther off than the limit.
 PERCENT = 99
@@ -23,7 +23,7 @@ def describe(rows: np.ndarray, places: np.ndarray | None = None) -> dict:
         `mean` and `deviation` of each feature, and `limit`, the distance that 99 % of the training images keep.
     """
     places = np.unique(np.arange(len(rows)) if places is None else places)
-    mean, variance = feature_datasets.statistics(extraction.Features(rows, places))
+    mean, variance = feature_datasets.statistics(rows, places)
     familiar = {"mean": mean.tolist(), "deviation": np.sqrt(model.floored(variance)).tolist()}
     chunks = (rows[places[start : start + CHUNK]] for start in range(0, len(places), CHUNK))
     own = np.concatenate([distances(chunk, familiar) for chunk in chunks])
