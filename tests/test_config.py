@@ -25,13 +25,6 @@ def test_config_yaml_is_complete_and_each_comment_is_the_schemas():
     assert lines == [(key, field.description) for key, field in fields]
 
 
-def test_the_readmes_table_is_config_yaml():
-    section = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \| (.*) \|$", section, re.M)
-    lines = re.findall(r"^  (\w+): (.*?) +# (.*)$", (ROOT / "config.yaml").read_text(), re.M)
-    assert rows == [(name, value, meaning) for name, (_, value, meaning) in zip(config.setting_names(), lines)]
-
-
 @pytest.mark.parametrize("name", ["sample.yaml", "thesis.yaml"])
 def test_the_other_files_hold_only_what_differs(name):
     defaults = config.load_settings().model_dump()

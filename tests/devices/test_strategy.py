@@ -249,8 +249,10 @@ def test_a_cache_that_is_not_shared_is_named(tmp_path, monkeypatch):
 
 
 def test_the_line_for_slurm_gives_each_host_its_number(tmp_path):
-    """The script of the README, with stand-ins for Slurm's commands and for Python."""
-    script = next(text for text in (ROOT / "README.md").read_text().split("```\n") if text.startswith("#!/bin/bash"))
+    """The script of docs/devices.md, with stand-ins for Slurm's commands and for Python."""
+    script = next(
+        text for text in (ROOT / "docs" / "devices.md").read_text().split("```\n") if text.startswith("#!/bin/bash")
+    )
     for name, does in {
         "scontrol": "printf 'node2\\nnode10\\n'",
         "srun": 'shift; SLURM_NODEID=0 "$@"; SLURM_NODEID=1 "$@"',

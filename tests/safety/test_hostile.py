@@ -21,8 +21,7 @@ from tiny_tree import fold_rows
 
 import config
 import data
-import predict
-from images import audit, decoding, splits
+from images import audit, decoding, external_images, splits
 from safety import command_line
 
 SECONDS = 10
@@ -139,7 +138,7 @@ def read_settings(path):
 
 
 def read_image(path):
-    predict.read(path, 32)
+    external_images.read(path, 32)
     pixels = audit.read_rgb(path.parent, path.name)
     assert decoding.read(str(path), 32).shape == (32, 32, 3)
     np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
