@@ -52,6 +52,9 @@ lint: .venv/ready-test
 	for folder in */__init__.py; do ln -s ../$${folder%/*} .imports/; done
 	cd .imports && ../.venv/bin/lint-imports --no-cache ../pyproject.toml
 
+docs: .venv/ready
+	PYTHONPATH=. $(RUN) docs/settings.py
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
