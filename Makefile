@@ -25,11 +25,8 @@ train: .venv/ready
 
 protocols: .venv/ready
 	$(RUN) sample.py sample
-	stamp=$$(date +%Y%m%d-%H%M%S) && runs= && \
-	for protocol in row image slide patient fold; do for seed in $(SEEDS); do \
-		run=$$stamp-$$protocol-$$seed && runs="$$runs runs/$$run" && \
-		$(RUN) train.py --config sample.yaml data.protocol=$$protocol data.seed=$$seed train.run=$$run || exit; done; done && \
-	$(RUN) evaluate.py $$runs
+	$(RUN) grid.py $$(date +%Y%m%d-%H%M%S) --config sample.yaml --jobs $(JOBS) \
+		data.protocol=row,image,slide,patient,fold data.seed=$$(echo $(SEEDS) | tr ' ' ,)
 
 claim: .venv/ready
 	$(RUN) sample.py sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets
 
 # This percentage of the training images is within the limit.
 PERCENT = 99
@@ -23,7 +23,7 @@ def describe(features: np.ndarray, places: np.ndarray | None = None) -> dict:
         `mean` and `deviation` of each feature (width,), and `limit`: 99 % of the training images are no farther.
     """
     places = np.unique(np.arange(len(features)) if places is None else places)
-    mean, variance = feature_datasets.statistics(extraction.Features(features, places))
+    mean, variance = feature_datasets.statistics(features, places)
     statistics = {"mean": mean.tolist(), "deviation": np.sqrt(model.floored(variance)).tolist()}
     chunks = (features[places[start : start + CHUNK]] for start in range(0, len(places), CHUNK))
     training_distances = np.concatenate([distances(chunk, statistics) for chunk in chunks])

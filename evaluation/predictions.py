@@ -72,7 +72,7 @@ def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings)
     """
     if settings.cached:
         features = extraction.pooled(network, rows, settings)
-        batches = feature_datasets.eval_dataset(features, rows.label_int.to_numpy(), settings.train.batch_size)
+        batches = feature_datasets.eval_dataset(features, settings.train.batch_size)
         probabilities = model.head(network).predict(batches, verbose=0)[:, 0]
     else:
         probabilities = predict_images(network, rows, settings)

@@ -27,7 +27,7 @@ def check_rule(rule: str) -> str:
         return f"{name}={_number(value)}"
     if rule in ("youden", "f1"):
         return rule
-    raise InputError(f"--threshold: allowed are {RULES}; got {rule!r}")
+    raise InputError(f"--threshold: allowed are {RULES}, got {rule!r}")
 
 
 def is_chosen(rule: str) -> bool:
@@ -43,7 +43,13 @@ def _number(text: str) -> float | None:
 
 
 class Decision(config.Section):
-    """The key `decision` of a checkpoint."""
+    """The key `decision` of a checkpoint: what evaluate.py chose on the validation set.
+
+    Attributes:
+        rule: of the threshold.
+        threshold: probability from which an image is called malignant.
+        temperature: by which the log-odds are divided to calibrate the probabilities.
+    """
 
     rule: Annotated[str, AfterValidator(check_rule)]
     threshold: float = Field(ge=0, le=1)
