@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import keras
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from stopped_run import StopError, what_is_left
 from tiny_tree import tiny_settings
 
 import config
@@ -42,15 +42,6 @@ def start(place, *arguments, **options):
         [sys.executable, ROOT / "train.py", *arguments], cwd=place, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
-
-
-def what_is_left(run):
-    """The outcome of a run: weights, optimizer, history, and the arrays of its checkpoint."""
-    with np.load(run / "state.npz") as state:
-        arrays = {name: state[name].tobytes() for name in state.files}
-    about = json.loads(zipfile.ZipFile(run / "best_model.keras").read("breakhis.json"))
-    best = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
-    return arrays, (run / "history.csv").read_text(), best
 
 
 def epochs_of(run):
@@ -131,10 +122,6 @@ def work(tmp_path, monkeypatch):
 
 
 HALF = [*MODES["from_scratch"], "train.epochs=4"]
-
-
-class StopError(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
