@@ -4,6 +4,7 @@
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 # make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
+# make docs: writes docs/settings.md from the schema of the settings.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -15,7 +16,7 @@ CONFIG := sample.yaml
 SETTINGS := data.protocol=row,patient data.seed=0,1
 JOBS := 1
 
-.PHONY: train protocols claim grid intervals test lint
+.PHONY: train protocols claim grid intervals test lint docs
 
 train: .venv/ready
 	$(RUN) sample.py sample
@@ -25,11 +26,8 @@ train: .venv/ready
 
 protocols: .venv/ready
 	$(RUN) sample.py sample
-	stamp=$$(date +%Y%m%d-%H%M%S) && runs= && \
-	for protocol in row image slide patient fold; do for seed in $(SEEDS); do \
-		run=$$stamp-$$protocol-$$seed && runs="$$runs runs/$$run" && \
-		$(RUN) train.py --config sample.yaml data.protocol=$$protocol data.seed=$$seed train.run=$$run || exit; done; done && \
-	$(RUN) evaluate.py $$runs
+	$(RUN) grid.py $$(date +%Y%m%d-%H%M%S) --config sample.yaml --jobs $(JOBS) \
+		data.protocol=row,image,slide,patient,fold data.seed=$$(echo $(SEEDS) | tr ' ' ,)
 
 claim: .venv/ready
 	$(RUN) sample.py sample
@@ -47,12 +45,19 @@ grid: .venv/ready
 intervals: .venv/ready
 	$(RUN) -m tests.interval_coverage
 
-test: .venv/ready-test
-	$(RUN) -m ruff check --no-cache .
+test: lint
 	$(RUN) -m pytest
 
+# import-linter takes packages only, so each file at the top level is shown to it as one.
 lint: .venv/ready-test
 	$(RUN) -m ruff check --no-cache .
+	rm -rf .imports && for file in *.py; do \
+		mkdir -p .imports/$${file%.py} && ln -s ../../$$file .imports/$${file%.py}/__init__.py || exit; done
+	for folder in */__init__.py; do ln -s ../$${folder%/*} .imports/; done
+	cd .imports && ../.venv/bin/lint-imports --no-cache ../pyproject.toml
+
+docs: .venv/ready
+	PYTHONPATH=. $(RUN) docs/settings.py
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }

@@ -1,9 +1,9 @@
-"""Measures this project against the plain way, on one machine, in one run, on the same images: python benchmark.py
+"""Measures the speed of this project and of plain Keras on the same images and machine: python benchmark.py
 
-    python benchmark.py --json speed.json      the table, and all figures for machines
-    pip install openvino                       adds the outside limit, OpenVINO in bfloat16
+    python benchmark.py --json speed.json      the table, and all figures as JSON
+    pip install openvino                       adds OpenVINO in bfloat16, as a limit from another framework
 
-Every figure is a median over the rounds. Compare ratios: the seconds hang on the machine and on its other users.
+Every figure is a median over the rounds. Compare ratios: seconds depend on the machine and on its other users.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ import config
 import data
 import model
 from devices import precision
-from features import extraction, feature_datasets
+from features import extraction
 from images import decoding, image_datasets
 from safety import atomic_files, command_line
 from safety.errors import InputError
+from training import phases
 
 # The thesis' run: epochs over 2 x 21,528 upsampled rows and 7,789 validation rows of 7,909 images.
 EPOCHS, ROWS, VALID_ROWS, IMAGES = 12, 43_056, 7_789, 7_909
-# Of its images, those among the training and among the validation rows.
+# Its images that are in training rows, and those that are in validation rows.
 TRAIN_IMAGES, VALID_IMAGES = 7_907, 5_279
 VIEWS = 4
 BASE_GFLOP = 7.7
 
 
 def main(arguments: list[str]) -> None:
-    """Measures, prints the table and writes the figures."""
+    """Measures, prints the table and, with --json, writes the figures."""
     parser = command_line.CommandLine(__doc__)
-    parser.add_argument("--json", metavar="FILE", help="also write all figures here")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--images", type=int, default=1000, help="images to measure on, 16 or more (default 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, 1 or more (default 3)")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows to train the head on (default {ROWS})")
@@ -73,7 +74,14 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:
-    """All figures: raw medians in seconds or per second, and the ratios of the workload."""
+    """All figures: medians in seconds or per second, and ratios.
+
+    Args:
+        settings: of the runs.
+        images: to measure on.
+        rounds: of which the medians are taken.
+        head_rows: training rows of the head.
+    """
     rows = write_images(images)
     settings = precision.with_precision(settings)
     machine = precision.use_device(settings.train.precision)
@@ -82,15 +90,15 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    some = rows.head(max(16, images // 8))
+    sample = rows.head(max(16, images // 8))
     precision.use_device("float32")
     plain = model.build(settings)
     contestants = {
-        "predict": predict_plain(plain, some, settings),
-        "fit": fit_plain(plain, some, settings),
-        "extract": extract_again(fast, some, settings, augmented=False),
-        "extract_views": extract_again(fast, some, augmenting(settings), augmented=True),
-        **openvino(plain, some, settings),
+        "predict": predict_plain(plain, sample, settings),
+        "fit": fit_plain(plain, sample, settings),
+        "extract": extract_again(fast, sample, settings, augmented=False),
+        "extract_views": extract_again(fast, sample, augmenting(settings), augmented=True),
+        **openvino(plain, sample, settings),
         **{f"matmul_{name}": matmul(name) for name in ("float32", "bfloat16")},
     }
     medians = race(contestants, rounds)
@@ -98,7 +106,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
 
 
 def write_images(count: int) -> pd.DataFrame:
-    """Images of BreakHis' size, as smooth and as noisy as real ones, and their rows."""
+    """Writes images of BreakHis' size, as smooth and as noisy as real ones, and returns their rows."""
     rng = np.random.default_rng(0)
     names = pd.Series([f"SOB_M_DC-14-{1 + number // 100}-40-{number:04}.png" for number in range(count)])
     rows = data.describe(names).assign(pixels=names)
@@ -111,13 +119,13 @@ def write_images(count: int) -> pd.DataFrame:
 
 
 def measure_cold(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> float:
-    """Seconds to decode, pass through the base and keep the images, with an empty cache."""
+    """Seconds to decode the images and to compute and store their features, with an empty cache."""
     shutil.rmtree("cache", ignore_errors=True)
-    return timed(lambda: quietly(extraction.pooled, network, rows, settings))
+    return seconds(lambda: quietly(extraction.pooled, network, rows, settings))
 
 
 def extract_again(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool) -> Callable:
-    """Passes through the base with the images decoded before; returns the number of passes."""
+    """Extraction of images that are decoded already; the function returns the number of passes through the base."""
 
     def run() -> int:
         for folder in Path("cache").glob("features-*"):
@@ -134,7 +142,7 @@ def augmenting(settings: config.Settings) -> config.Settings:
 
 
 def predict_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Callable:
-    """Keras' predict in float32 on images that stand in memory."""
+    """Keras' predict in float32 on images in memory."""
     images = decoding.decode([Path(path) for path in rows.path], settings.data.image_size).astype(np.float32)
     part = model.pooled(network)
     return lambda: len(part.predict(images, batch_size=extraction.BATCH, verbose=0))
@@ -149,35 +157,31 @@ def fit_plain(network: keras.Model, rows: pd.DataFrame, settings: config.Setting
 
 
 def train_head(network: keras.Model, settings: config.Settings, rows: int, momentum: float) -> float:
-    """Seconds of the thesis' epochs on `rows` rows and their share of validation rows, on features of any numbers."""
-    kept = extraction.Features(
-        np.random.default_rng(0)
-        .normal(size=(IMAGES, network.get_layer("pooling").output.shape[-1]))
-        .astype(np.float32),
-        np.random.default_rng(1).integers(0, IMAGES, (rows, 1)),
-    )
-    labels = np.arange(rows) % 2
-    options = settings.model_copy(
-        update={"train": settings.train.model_copy(update={"epochs": EPOCHS, "momentum": momentum})}
-    )
-    valid = extraction.Features(kept.array, kept.places[: rows * VALID_ROWS // ROWS])
+    """Seconds to train the head for the thesis' epochs on random features.
+
+    Args:
+        network: of which the head is trained.
+        settings: of the run.
+        rows: of training; those of validation are in the thesis' proportion.
+        momentum: of the gradient descent.
+    """
+    rng, width = np.random.default_rng(0), network.get_layer("pooling").output.shape[-1]
+    array = rng.normal(size=(IMAGES, width)).astype(np.float32)
+    train = extraction.Features(array, rng.integers(0, IMAGES, (rows, 1)), np.arange(rows) % 2)
+    valid = train.select(slice(rows * VALID_ROWS // ROWS))
+    changed = settings.train.model_copy(update={"epochs": EPOCHS, "momentum": momentum})
+    settings = settings.model_copy(update={"train": changed})
 
     def run() -> None:
-        head = model.head(network)
-        model.compile_model(head, options.train, model.cyclical_rate(options.train, rows))
-        head.fit(
-            feature_datasets.train_dataset(kept, labels, options),
-            epochs=EPOCHS,
-            steps_per_epoch=-(-rows // options.train.batch_size),
-            validation_data=feature_datasets.eval_dataset(valid, labels[: len(valid.places)], options.train.batch_size),
-            verbose=0,
-        )
+        phase = phases.head_on_features(model.head(network), train, valid, settings)
+        model.compile_model(phase.trained, settings.train, phase.rate)
+        phases.fit(phase, [], verbose=0)
 
-    return timed(run)
+    return seconds(run)
 
 
 def matmul(precision: str, size: int = 4096) -> Callable:
-    """The machine's peak: one large product of matrices; returns GFLOP."""
+    """The machine's peak: a product of two large matrices; the function returns its GFLOP."""
     left = tf.cast(tf.random.uniform((size, size)), precision)
     product = tf.function(lambda: tf.reduce_sum(tf.cast(left @ left, tf.float32)))
     return lambda: product().numpy() and 2 * size**3 / 1e9
@@ -206,7 +210,15 @@ def openvino(network: keras.Model, rows: pd.DataFrame, settings: config.Settings
 
 
 def race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """How much of what it does each does in a second, as the median over rounds in which all take turns."""
+    """Runs all contestants in turn, round after round.
+
+    Args:
+        contestants: name -> function that returns how many units of work it did.
+        rounds: to run, after one that is not counted.
+
+    Returns:
+        Name -> units per second, the median over the rounds.
+    """
     for run in contestants.values():
         run()
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -218,10 +230,17 @@ def race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def summarise(medians: dict, growth: dict[int, float], head: list[float], others: dict) -> dict:
-    """The ratios of the thesis' workload, extrapolated from the measured rates."""
+    """All figures, with the thesis' workload extrapolated from the measured rates.
+
+    Args:
+        medians: of `race`, per second.
+        growth: number of images -> seconds with an empty cache.
+        head: seconds of the head's trainings, the first without momentum as a warm-up.
+        others: figures to add; `device` among them.
+    """
     most = max(growth)
     cold_rate = most / growth[most]
-    # A GPU's float16 is not measured; its peak is taken for bfloat16's.
+    # The peak of a GPU's float16 is not measured; that of bfloat16 stands for it.
     precision = "float32" if others["device"].endswith("float32") else "bfloat16"
     warm = statistics.median(head[1:])
     plain = EPOCHS * (ROWS + VALID_ROWS) / medians["fit"]
@@ -250,8 +269,8 @@ def summarise(medians: dict, growth: dict[int, float], head: list[float], others
 
 
 def describe(figures: dict) -> str:
-    """The table."""
-    rate, ratios, hours = figures["per_second"], figures["ratios"], figures["workload_seconds"]
+    """The figures of `summarise` as a table."""
+    rate, ratios, workload = figures["per_second"], figures["ratios"], figures["workload_seconds"]
     lines = [
         f"{figures['device']}; {figures['images']} images of 700 x 460",
         f"matmul's peak: float32 {rate['matmul_float32']:.0f}, bfloat16 {rate['matmul_bfloat16']:.0f} GFLOP/s",
@@ -259,7 +278,7 @@ def describe(figures: dict) -> str:
         "passes through the base a second",
         f"  plain: Keras fit, float32, from PNG         {rate['fit']:8.1f}",
         f"  Keras predict, float32, from memory         {rate['predict']:8.1f}   {ratios['predict_share_of_peak']:.0%} of matmul's peak in that precision",
-        f"  this project, images decoded before       {rate['extract']:8.1f}   {ratios['extract_share_of_peak']:.0%} of matmul's peak in that precision",
+        f"  this project, images decoded before         {rate['extract']:8.1f}   {ratios['extract_share_of_peak']:.0%} of matmul's peak in that precision",
         f"  this project, augmented views               {rate['extract_views']:8.1f}",
         f"  this project, empty cache, decoding as well {rate['cold']:8.1f}",
     ]
@@ -268,10 +287,10 @@ def describe(figures: dict) -> str:
     lines += [
         "",
         f"the thesis' workload ({EPOCHS} epochs, {ROWS:,} + {VALID_ROWS:,} rows, {IMAGES:,} images), extrapolated",
-        f"  the plain way                               {hours['plain'] / 3600:8.2f} h",
-        f"  this project, no augmentation               {hours['no_augment'] / 60:8.2f} min   {ratios['workload_no_augment']:.0f} times faster",
-        f"  this project, {VIEWS} views                       {hours['views_4'] / 60:8.2f} min   {ratios['workload_views_4']:.0f} times faster",
-        f"  this project, features there (head only)    {figures['warm_seconds']:8.1f} s",
+        f"  the plain way                               {workload['plain'] / 3600:8.2f} h",
+        f"  this project, no augmentation               {workload['no_augment'] / 60:8.2f} min   {ratios['workload_no_augment']:.0f} times faster",
+        f"  this project, {VIEWS} views                       {workload['views_4'] / 60:8.2f} min   {ratios['workload_views_4']:.0f} times faster",
+        f"  this project, features cached (head only)   {figures['warm_seconds']:8.1f} s",
         "",
         f"extraction {ratios['extract_vs_predict']:.2f} times Keras predict"
         + (f", {ratios['extract_vs_openvino']:.2f} of OpenVINO" if "openvino" in rate else ""),
@@ -282,15 +301,15 @@ def describe(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def timed(run: Callable) -> float:
-    """Seconds that it takes."""
+def seconds(run: Callable) -> float:
+    """Seconds that a call takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def quietly(run: Callable, *arguments):
-    """Runs without what it prints and draws on the console."""
+    """Calls a function without showing what it prints."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return run(*arguments)
 

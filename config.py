@@ -1,4 +1,4 @@
-"""The settings: their schema, config.yaml, and what a file or the shell changes in it."""
+"""The settings: their schema, their defaults in config.yaml, and overrides from a file or the shell."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from safety import limits
 from safety.errors import InputError
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
+# The way out that messages about missing data give.
+GET_DATA = (
+    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which needs no data set"
+)
 
 
 class Section(BaseModel):
-    """A section of the settings: unknown keys and wrong types are refused, nothing changes after loading."""
+    """A section of the settings; it refuses unknown keys and wrong types, and is immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -32,18 +36,18 @@ def _off_is_zero(value: Any) -> Any:
 
 def _printable(value: str) -> str:
     if not value or not value.isprintable():
-        raise ValueError("allowed are characters that can be printed, at least one")
+        raise ValueError("must be printable characters, at least one")
     return value
 
 
-def _name_of_run(value: str) -> str:
+def _run_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        raise ValueError("allowed are letters, digits, ., _ and -, up to 100, the first a letter or a digit")
+        raise ValueError("must be 1 to 100 letters, digits, ., _ and -, the first a letter or a digit")
     return value
 
 
-# What is printed as it is, in the run's settings for instance, where others would steer a terminal.
-Line = Annotated[str, AfterValidator(_printable)]
+# Settings are printed as they are; other characters could control the terminal.
+PrintableStr = Annotated[str, AfterValidator(_printable)]
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
 Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
 Positive = Annotated[float, Field(gt=0)]
@@ -51,46 +55,45 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 
 
-def _rising(values: list[float]) -> list[float]:
+def _ordered(values: list[float]) -> list[float]:
     if values[0] > values[1]:
-        raise ValueError(f"a range is [low, high] with low at most high, got {values}")
+        raise ValueError(f"must be [low, high] with low at most high, got {values}")
     return values
 
 
-def _each_once(values: list) -> list:
+def _distinct(values: list) -> list:
     if len(set(values)) < len(values):
-        raise ValueError(f"choices must differ from each other, got {values}")
+        raise ValueError(f"must be choices that all differ, got {values}")
     return values
 
 
 Item = TypeVar("Item")
-Range = Annotated[list[Item], Field(min_length=2, max_length=2), AfterValidator(_rising)]
-Choices = Annotated[list[Item], Field(min_length=1), AfterValidator(_each_once)]
+Schema = TypeVar("Schema", bound=Section)
+Range = Annotated[list[Item], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
+Choices = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Data(Section):
-    root: Line = Field(description="folder that holds BreaKHis_v1, single or doubled")
-    folds: Line = Field(description="table of the images and their official folds, or tree to read the folders instead")
+    root: PrintableStr = Field(description="folder that contains BreaKHis_v1 or BreaKHis_v1/BreaKHis_v1")
+    folds: PrintableStr = Field(description="table of images and official folds, or tree to read the folders instead")
     protocol: Literal["row", "image", "slide", "patient", "fold"] = Field(
-        description="kept whole on one side of the split: row (the thesis; leaks), image, slide, patient, fold"
+        description="what the split never divides: row (the thesis; leaks), image, slide, patient or fold"
     )
-    fold: int = Field(ge=1, le=5, description="official fold that protocol fold tests on, 1 to 5")
+    fold: int = Field(ge=1, le=5, description="official fold that is tested under protocol fold, 1 to 5")
     magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
     test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
-    valid_fraction: float = Field(gt=0, lt=1, description="share of the rest that validates, above 0 and below 1")
+    valid_fraction: float = Field(gt=0, lt=1, description="share of the rest used for validation, above 0 and below 1")
     on_bad_image: Literal["stop", "drop"] = Field(
-        description="images that cannot be used: stop (all are named) or drop (before the split, and on record)"
+        description="unusable images: stop (names them all) or drop (before the split, listed in environment.json)"
     )
     upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
-    seed: int = Field(
-        ge=0, lt=2**32, description="of the split, the head, the shuffling and the augmentation, 0 or more"
-    )
+    seed: int = Field(ge=0, lt=2**32, description="random seed of split, head, shuffling and augmentation, 0 or more")
 
 
 class Augment(Section):
     rotation: Amount = Field(ge=0, le=180, description="degrees to either side, 0 to 180")
-    shift: Amount = Field(ge=0, le=0.5, description="share of the side, either way along both axes, 0 to 0.5")
+    shift: Amount = Field(ge=0, le=0.5, description="share of the side, in all four directions, 0 to 0.5")
     shear: Amount = Field(ge=0, le=45, description="degrees to either side, 0 to 45")
     zoom: Amount = Field(ge=0, le=0.9, description="share of the size, in or out, 0 to 0.9")
     flip: Switch = Field(description="mirror half of the images left to right")
@@ -102,24 +105,24 @@ class Augment(Section):
         return any(self.model_dump(exclude={"views"}).values())
 
 
-# Of ResNet50, in their order.
+# The residual blocks of ResNet50, from input to output.
 BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 6, 3), 2) for block in range(blocks)]
 
 
 class Model(Section):
     base: Literal["resnet50", "cnn"] = Field(
-        description="resnet50, frozen up to trainable_from, or cnn, small and trained from scratch"
+        description="resnet50 (frozen up to trainable_from) or cnn (small, trained from scratch)"
     )
-    weights: Line = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
     standardize: bool = Field(
         description="scale resnet50's pooled features by their training mean and deviation before the head"
     )
     trainable_from: Literal[("none", *BLOCKS)] = Field(
-        description="block of resnet50 that is fine-tuned with all behind it, conv2_block1 to conv5_block3, or none"
+        description="first block of resnet50 to fine-tune, conv2_block1 to conv5_block3 (later ones follow), or none"
     )
 
     @model_validator(mode="after")
-    def _blocks_are_those_of_resnet50(self) -> Model:
+    def _only_resnet50_has_blocks(self) -> Model:
         if self.base != "resnet50" and self.trainable_from != "none":
             raise ValueError(
                 f"trainable_from must be none with base {self.base}, which is trained whole; "
@@ -129,35 +132,37 @@ class Model(Section):
 
 
 class Train(Section):
-    run: Annotated[str, AfterValidator(_name_of_run)] = Field(
+    run: Annotated[str, AfterValidator(_run_name)] = Field(
         description="name of the folder under runs/; auto takes protocol, seed and time"
     )
     epochs: Count = Field(description="passes over the training rows, 1 to 100000")
     batch_size: Count = Field(description="images a step, 1 to 100000")
-    momentum: Momentum = Field(description="of the gradient descent, 0 to below 1")
-    initial_lr: float = Field(gt=0, description="foot of the cyclical learning rate, above 0")
-    maximal_lr: float = Field(gt=0, description="peak of the first cycle, at least initial_lr")
-    step_size_epochs: Count = Field(description="epochs from foot to peak, 1 to 100000")
+    momentum: Momentum = Field(description="momentum of the gradient descent, 0 to below 1")
+    initial_lr: float = Field(gt=0, description="lowest value of the cyclical learning rate, above 0")
+    maximal_lr: float = Field(gt=0, description="highest value of the first cycle, at least initial_lr")
+    step_size_epochs: Count = Field(description="epochs from the lowest to the highest learning rate, 1 to 100000")
     fine_tune_epochs: Count = Field(
-        description="passes over the training rows behind those of the head, under trainable_from, 1 to 100000"
+        description="epochs of fine-tuning after those of the head, if trainable_from is set, 1 to 100000"
     )
-    fine_tune_lr: float = Field(gt=0, description="learning rate of these, constant, above 0")
+    fine_tune_lr: float = Field(gt=0, description="constant learning rate of fine-tuning, above 0")
     features: Literal["cached", "end_to_end"] = Field(
-        description="cached (the base once an image) or end_to_end (every image through the network each epoch)"
+        description="cached (base runs once for each image) or end_to_end (every image through the network each epoch)"
     )
     cache_gib: float = Field(
-        gt=0, le=1_000_000, description="limit of the folder cache/ in GiB, to 1000000; the longest unused goes first"
+        gt=0,
+        le=1_000_000,
+        description="limit of cache/ in GiB, above 0, to 1000000; the longest unused entries are deleted first",
     )
-    deterministic: bool = Field(description="the same numbers at every start also on a GPU, which is slower there")
+    deterministic: bool = Field(description="same numbers in every run on a GPU too, where this is slower")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        description="auto, float32, bfloat16 or float16; auto takes what the device is fast in"
+        description="auto (the fastest on the device), float32, bfloat16 or float16"
     )
     strategy: Literal["auto", "one", "mirrored"] = Field(
         description="auto (all GPUs, and the hosts of TF_CONFIG), one (device) or mirrored (all devices of this host)"
     )
 
     @model_validator(mode="after")
-    def _foot_below_peak(self) -> Train:
+    def _initial_lr_at_most_maximal_lr(self) -> Train:
         if self.initial_lr > self.maximal_lr:
             raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, got {self.initial_lr:g}")
         return self
@@ -165,13 +170,13 @@ class Train(Section):
 
 class Tune(Section):
     objective: Literal["val_loss", "val_auc"] = Field(
-        description="of --tune: val_loss (log loss) or val_auc, both at the epoch of lowest val_loss, which a run keeps"
+        description="what --tune optimises: val_loss (log loss) or val_auc, both at the epoch of lowest val_loss"
     )
     maximal_lr: Range[Positive] = Field(description="range of train.maximal_lr, [low, high] above 0; logarithmic")
     initial_share: Range[Annotated[float, Field(gt=0, le=1)]] = Field(
         description="range of train.initial_lr / train.maximal_lr, above 0 to 1; logarithmic"
     )
-    momentum: Choices[Momentum] = Field(description="choices for train.momentum; a single one is not searched")
+    momentum: Choices[Momentum] = Field(description="choices for train.momentum; one choice alone is not searched")
     batch_size: Choices[Count] = Field(description="choices for train.batch_size")
     epochs: Choices[Count] = Field(description="choices for train.epochs")
     step_size_epochs: Choices[Count] = Field(description="choices for train.step_size_epochs")
@@ -179,7 +184,7 @@ class Tune(Section):
 
 
 class Settings(Section):
-    """Every setting of a run; config.yaml holds the defaults."""
+    """All settings of a run; config.yaml holds the defaults."""
 
     data: Data
     augment: Augment
@@ -189,7 +194,7 @@ class Settings(Section):
 
     @property
     def cached(self) -> bool:
-        """Whether training reads features from the cache; a base that is trained has none that stay."""
+        """Whether training reads features from the cache; a base that is trained has no constant features."""
         return self.train.features == "cached" and self.model.base == "resnet50"
 
     @property
@@ -203,39 +208,46 @@ class Settings(Section):
         return self.train.epochs + (self.train.fine_tune_epochs if self.fine_tuned else 0)
 
     def to_yaml(self) -> str:
-        """The settings as the text of a config file that loads to the same settings."""
+        """The text of a config file that loads to the same settings."""
         text = io.StringIO()
         YAML().dump(self.model_dump(), text)
         return text.getvalue()
 
 
 def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
-    """Reads config.yaml, lays the file `path` over it and the overrides over both.
+    """Loads the settings: the defaults of config.yaml, then the file `path`, then the overrides; the last one wins.
 
     Args:
-        path: YAML file that holds what differs from config.yaml; None for config.yaml alone.
+        path: YAML file with the settings that differ from config.yaml; None for none.
         overrides: texts `section.key=value`; the value is read as YAML.
 
     Returns:
-        The checked settings.
+        The validated settings.
 
     Raises:
-        InputError: a file that is missing or no YAML; an unknown key; a value of the wrong type or out of range.
+        InputError: a file is missing or is not plain YAML, a key is unknown, or a value has the wrong type or range.
     """
     values = _read_yaml(DEFAULTS)
-    layers = [_read_yaml(Path(path))] if path else []
-    for layer in layers + [_parse_override(text) for text in overrides]:
-        _lay_over(values, layer)
-    return check_settings(values)
+    changes = [_read_yaml(Path(path))] if path else []
+    for change in changes + [_parse_override(text) for text in overrides]:
+        for section, keys in change.items():
+            values.setdefault(section, {}).update(keys)
+    return validate(Settings, values)
 
 
-def check_settings(values: dict) -> Settings:
-    """The settings out of nested dictionaries; raises InputError in one line for what the schema refuses."""
-    return checked(Settings, values)
+def validate(schema: type[Schema], values: Any) -> Schema:
+    """Validates values against a schema.
 
+    Args:
+        schema: Settings or another subclass of Section.
+        values: nested dictionaries, as read from a file.
 
-def checked(schema: type[Section], values: Any) -> Section:
-    """The section that a schema makes of the values; raises InputError in one line for what it refuses."""
+    Returns:
+        An instance of the schema.
+
+    Raises:
+        InputError: names up to three keys, what is allowed and what was got.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -246,10 +258,10 @@ def _read_yaml(path: Path) -> dict:
     try:
         text = limits.read_bytes(path, limits.YAML_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: settings must be UTF-8 text") from None
+        raise InputError(f"{path}: must be UTF-8 text") from None
     values = limits.parse_yaml(text, str(path))
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise InputError(f"{path}: settings are sections of keys, as in {DEFAULTS.name}, got {str(values)[:60]!r}")
+        raise InputError(f"{path}: must hold sections of keys, as {DEFAULTS.name} does, got {str(values)[:60]!r}")
     return values
 
 
@@ -257,31 +269,26 @@ def _parse_override(text: str) -> dict:
     name, equals, value = text.partition("=")
     section, dot, key = name.partition(".")
     if not (equals and dot and section and key):
-        raise InputError(f"an override reads section.key=value, for instance train.epochs=5, got {text!r}")
+        raise InputError(f"a setting must be section.key=value, such as train.epochs=5, got {text!r}")
     field = _fields().get(section, {}).get(key)
-    # A name such as 2026 is a text where a text is wanted, and the shell has no quotes to say so.
+    # For a text setting 2026 must stay a text; the shell strips the quotes that would tell YAML so.
     return {section: {key: value if field and field.annotation is str else limits.parse_yaml(value, name)}}
-
-
-def _lay_over(values: dict, layer: dict) -> None:
-    for section, keys in layer.items():
-        values.setdefault(section, {}).update(keys)
 
 
 def _explain(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
-        return f"{name}: no such setting; the nearest is {near[0]}"
+        nearest = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
+        return f"{name}: no such setting; the nearest is {nearest[0]}"
     if item["type"] == "missing":
-        return f"{name}: missing, and there is no default"
+        return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
     return f"{name}: {message[0].lower()}{message[1:]}{got}"
 
 
 def setting_names() -> list[str]:
-    """All names `section.key`, in the order of the schema."""
+    """The names of all settings, `section.key`, in the order of the schema."""
     return [f"{section}.{key}" for section, keys in _fields().items() for key in keys]
 
 
@@ -290,9 +297,11 @@ def _fields() -> dict:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config FILE` and `section.key=value ...` to a command, and lists all settings under --help."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file that holds what differs from config.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over those of the files")
+    """Adds `--config FILE` and `section.key=value ...` to a command's arguments, and all settings to its --help."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the settings that differ from config.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="single settings; they win over those of the files"
+    )
     defaults = _read_yaml(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
         f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"

@@ -1,7 +1,9 @@
-"""The table of BreakHis, one row an image and official fold; as a script it prints and draws the table and its split.
+"""The table of BreakHis, one row for each image and official fold; as a command: its counts, split and audit.
 
 python data.py                       prints the counts, draws overview/distribution.png and overview/samples.png
+python data.py --audit               opens every image, reports broken and unusual ones, writes overview/audit.json
 python data.py --split split.csv     writes the split as CSV and opens no image
+python data.py --check FILE          checks a split list that others made; needs no images
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import safety.startup  # noqa: F401  before any other import
 import pandas as pd
 
 import config
-from images import audit, data_plots, leaks, plot_style, splits
+from images import audit, data_plots, leaks, plot_style, split_lists, splits
 from safety import atomic_files, command_line, csv_files, limits
 from safety.errors import InputError
 
 COLUMNS = ["fold", "mag", "grp", "filename"]
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
-LABELS = ["benign", "malignant"]
-# The code in a file's name -> its class and its folder.
+LABELS = splits.LABELS
+# The subtype code in a file name -> class and folder of the subtype.
 SUBTYPES = {
     "A": ("benign", "adenosis"),
     "F": ("benign", "fibroadenoma"),
@@ -36,9 +38,10 @@ NAME = (
     r"^SOB_(?P<letter>[BM])_(?P<code>A|F|PT|TA|DC|LC|MC|PC)"
     r"-(?P<slide>(?P<patient>1[45]-[0-9]{1,9})[A-Z]{0,9})-(?P<mag>40|100|200|400)-[0-9]{1,9}\.png\Z"
 )
-# Kaggle's copy spells a path from BreaKHis_v1/ on, others from the class' folder on.
+# In Kaggle's table a path starts with BreaKHis_v1/, in others with the folder of the class.
 PATH = r"^(?:(?:BreaKHis_v1/){0,2}histology_slides/breast/)?(?P<path>(?:benign|malignant)(?:/[^/]+){5})\Z"
 NOTICE_BYTES = 2**14
+# An absolute path, or one with `..`, could lead out of data.root.
 OUTSIDE = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
 
 
@@ -46,98 +49,110 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     """Reads Folds.csv and checks every row.
 
     Args:
-        path: CSV with the columns fold, mag, grp, filename; the file names in either of their two shapes.
+        path: CSV with the columns fold, mag, grp, filename; a filename starts with BreaKHis_v1/ or with its class.
 
     Returns:
-        One row an image and official fold, ordered by filename and fold whatever the order in the file. Columns:
-        fold (1 to 5), mag (40, 100, 200, 400), grp (train, test), path (from the class' folder on), label (benign,
-        malignant), label_int (0, 1), filename, subtype (its folder), slide (`14-22549AB`), patient (`14-22549`).
+        One row for each image and official fold, ordered by filename and fold. Columns: fold (1 to 5), mag (40, 100,
+        200, 400), grp (train, test), path (from the folder of the class on), label (benign, malignant), label_int (0,
+        1), filename, subtype (its folder), slide (`14-22549AB`), patient (`14-22549`).
 
     Raises:
-        InputError: the file is missing, is no CSV or lacks a column, or a row is wrong or contradicts itself.
+        InputError: the file is missing, is not a CSV or lacks a column; or a row is wrong or contradicts itself.
     """
     rows = _read_csv(Path(path))
 
-    def check(good: pd.Series, rule: str, column: str = "filename") -> None:
-        if not good.all():
-            line = good.index[~good.astype(bool)][0]
-            raise InputError(f"{path}, line {line + 2}: {rule}, got {rows.at[line, column][:200]!r}")
+    def check(valid: pd.Series, rule: str, column: str = "filename") -> None:
+        if not valid.all():
+            row = valid.index[~valid.astype(bool)][0]
+            raise InputError(f"{path}, line {row + 2}: {rule}, got {rows.at[row, column][:200]!r}")
 
     check(rows.fold.isin(list("12345")), "fold must be 1 to 5", "fold")
     check(rows.mag.isin(["40", "100", "200", "400"]), "mag must be 40, 100, 200 or 400", "mag")
     check(rows.grp.isin(["train", "test"]), "grp must be train or test", "grp")
-    check(~rows.filename.str.contains(OUTSIDE), "a path must not be absolute or climb with ..")
+    check(~rows.filename.str.contains(OUTSIDE), "filename must not be absolute or contain ..")
     paths = rows.filename.str.extract(PATH).path
-    check(paths.notna(), "a path reads BreaKHis_v1/histology_slides/breast/<class>/SOB/... or <class>/SOB/...")
+    check(paths.notna(), "path must be BreaKHis_v1/histology_slides/breast/<class>/SOB/... or <class>/SOB/...")
     names = describe(paths.str.rsplit("/", n=1).str[-1])
-    check(names.slide.notna(), "a name reads SOB_<B|M>_<subtype>-<year>-<slide>-<mag>-<seq>.png, B for A, F, PT, TA")
-    check(paths == names.path, "the path contradicts the file's name")
-    check(rows.mag == names.mag.astype(str), "mag contradicts the file's name", "mag")
+    check(
+        names.slide.notna(), "file name must be SOB_<B|M>_<subtype>-<year>-<slide>-<mag>-<seq>.png, B for A, F, PT, TA"
+    )
+    check(paths == names.path, "path must agree with the file name")
+    check(rows.mag == names.mag.astype(str), "mag must agree with the file name", "mag")
     table = names.assign(fold=rows.fold.astype(int), grp=rows.grp)
     groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
-    check(groups == 1, "an image is both train and test in one fold")
+    check(groups == 1, "an image must be train or test in a fold, not both")
     return table[ORDER].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
 
 
 def read_tree(folder: Path) -> pd.DataFrame:
-    """Reads the names of the images themselves, for archives that come without Folds.csv.
+    """Builds the table from the names of the image files, for archives without Folds.csv.
 
     Args:
-        folder: the one that `audit.find_images` gives.
+        folder: what `audit.image_folder` returns.
 
     Returns:
-        The frame of `read_folds` with one row an image; fold and grp are missing, since no name holds them.
+        The frame of `read_folds` with one row for each image; fold and grp are missing, as no file name has them.
 
     Raises:
-        InputError: there is no image, or one whose name or place is not BreakHis'.
+        InputError: there are no images, or one is not named or placed as in BreakHis.
     """
     paths = pd.Series(
         sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/SOB/*/*/*/*.png")), dtype=str
     )
     if paths.empty:
-        raise InputError(f"data.folds=tree: no images below {folder}; {audit.HELP}")
+        raise InputError(f"data.folds=tree: no images in {folder}; {config.GET_DATA}")
     names = describe(paths.str.rsplit("/", n=1).str[-1])
     wrong = names.path.isna() | (names.path != paths)
     if wrong.any():
-        raise InputError(f"data.folds=tree: {folder / paths[wrong.idxmax()]} is not named or placed as BreakHis does")
+        raise InputError(f"data.folds=tree: {folder / paths[wrong.idxmax()]} is not named or placed as in BreakHis")
     return names.assign(fold=pd.NA, grp=pd.NA)[ORDER].sort_values("filename", ignore_index=True)
 
 
 def read_table(settings: config.Data) -> pd.DataFrame:
-    """Reads Folds.csv, or the folders under `data.folds: tree`; raises InputError as `read_folds` and `read_tree`."""
+    """Reads the table from Folds.csv, or from the image files under `data.folds: tree`.
+
+    Args:
+        settings: the section `data`.
+
+    Returns:
+        The frame of `read_folds` or `read_tree`.
+
+    Raises:
+        InputError: as these do; or the protocol needs Folds.csv.
+    """
     if settings.folds != "tree":
         return read_folds(settings.folds)
     if settings.protocol in ("row", "fold"):
-        reason = "is drawn from the rows" if settings.protocol == "row" else "takes the official folds"
         raise InputError(
-            f"data.protocol={settings.protocol} {reason} of Folds.csv, which folders do not have; "
-            "allowed with data.folds=tree are image, slide and patient"
+            "data.protocol: must be image, slide or patient with data.folds=tree, because the others need Folds.csv, "
+            f"got {settings.protocol}"
         )
     return read_tree(audit.image_folder(settings.root))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise InputError(f"data.folds: no table {str(path)!r}; {audit.HELP}")
+        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}; {config.GET_DATA}")
     rows = csv_files.read(path)
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         columns = ", ".join(map(str, rows.columns[:8]))
-        raise InputError(f"{path}: column {missing[0]} is missing; needed are {', '.join(COLUMNS)}, got {columns}")
+        raise InputError(f"{path}: column {missing[0]} is missing; must have {', '.join(COLUMNS)}, got {columns}")
     if rows.empty:
-        raise InputError(f"{path}: holds no rows")
+        raise InputError(f"{path}: must have at least one row, got none")
     return rows
 
 
 def describe(filenames: pd.Series) -> pd.DataFrame:
-    """What the names of BreakHis' files say.
+    """Parses the file names of BreakHis.
 
     Args:
         filenames: such as SOB_B_A-14-22549AB-40-001.png.
 
     Returns:
-        A row a name: filename, label, label_int, subtype, slide, patient, mag and path (from the class' folder on);
-        all but the first are missing for a name of another shape or whose class letter contradicts its subtype.
+        One row for each name: filename, label, label_int, subtype, slide, patient, mag and path (from the folder of
+        the class on). All but filename are missing if the name has another form or its class letter contradicts its
+        subtype.
     """
     parts = filenames.str.extract(NAME)
     label = parts.code.map({code: label for code, (label, _) in SUBTYPES.items()})
@@ -159,7 +174,7 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
 
 
 def notice(root: str | Path) -> str:
-    """The first line of SYNTHETIC.txt in `root`, to be shown with every result; empty where it has none."""
+    """The first line of SYNTHETIC.txt in `root`, which is shown with every result; empty if there is no such file."""
     marker = Path(root) / "SYNTHETIC.txt"
     if not (marker.is_file() and limits.is_within(marker, root)):
         return ""
@@ -168,7 +183,7 @@ def notice(root: str | Path) -> str:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """The table in counts: rows, images, slides, patients by class and subtype; images by magnification and group."""
+    """Numbers of rows, images, slides and patients by class and subtype; of images by magnification and group."""
 
     def count(keys: list[str]) -> str:
         groups = table.groupby(keys)
@@ -177,39 +192,44 @@ def summary(table: pd.DataFrame) -> str:
 
     images = table.drop_duplicates("filename")
     by_mag = pd.crosstab([images.label, images.subtype], images.mag, margins=True, margins_name="all")
-    spread = [
+    group_sizes = [
         f"images of each {label} {key}: {' '.join(map(str, sorted(part.groupby(key).size())))}"
         for key in ("slide", "patient")
         for label, part in images.groupby("label")
     ]
-    blocks = [count(["label"]), count(["label", "subtype"]), by_mag.to_string(), "\n".join(spread)]
+    blocks = [count(["label"]), count(["label", "subtype"]), by_mag.to_string(), "\n".join(group_sizes)]
     return "\n\n".join(blocks)
 
 
 def sample_images(table: pd.DataFrame, folder: Path) -> dict:
-    """The first image of each subtype and magnification, as arrays under (subtype, mag)."""
+    """The first image of each subtype and magnification: (subtype, mag) -> (height, width, 3), uint8."""
     return {pair: audit.read_rgb(folder, rows.path.iloc[0]) for pair, rows in table.groupby(["subtype", "mag"])}
 
 
 def main(arguments: list[str]) -> int:
-    """Prints and draws the table and its split; returns 1 where the audit finds what training cannot do with."""
+    """Prints and draws the table and its split, or audits the images; returns 1 if the audit finds errors."""
     parser = command_line.CommandLine(__doc__)
-    parser.add_argument("--split", metavar="FILE", help="only write the split as CSV; opens no image")
-    parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or odd")
-    parser.add_argument("--out", metavar="FOLDER", default="overview", help="where the images go (default overview)")
+    parser.add_argument("--split", metavar="FILE", help="write the split as CSV and do nothing else; opens no image")
+    parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or unusual")
+    parser.add_argument(
+        "--out", metavar="FOLDER", default="overview", help="folder for the figures and the report (default overview)"
+    )
+    parser.add_argument("--check", metavar="FILE", help="only check a split list: CSV, TSV, JSON or a folder of them")
     config.add_settings(parser)
     args = parser.parse(arguments)
     settings = config.load_settings(args.config, args.overrides)
+    if args.check:
+        return split_lists.check(args.check, settings.data, describe, read_table)
     table = read_table(settings.data)
     if args.audit:
         return show_audit(table, settings.data, Path(args.out))
     parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
     if "pixels" not in parts and settings.data.protocol != "row":
-        print("equal pixels are not known yet, so train.py may split otherwise; python data.py --audit finds them")
+        print("note: train.py may split differently, since equal pixels are not known yet; first run data.py --audit")
     parts = splits.split(parts, settings.data)
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():
-            raise InputError(f"--split writes, and {args.split} would be a run's own split; name another file")
+            raise InputError(f"--split: would overwrite the split of a run; name another file, got {args.split}")
         atomic_files.write_out(args.split, splits.to_csv(parts))
         print(f"{args.split}: {len(parts)} lines, SHA-256 {splits.digest(splits.to_csv(parts))}")
     else:
@@ -218,7 +238,7 @@ def main(arguments: list[str]) -> int:
 
 
 def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, out: Path) -> None:
-    """Prints the counts of the table and its split; draws the distribution and a sheet of sample images."""
+    """Prints the counts of the table and of its split; draws the split and one image of each kind."""
     folder, note = audit.image_folder(settings.root), notice(settings.root)
     sheet = data_plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
     print(summary(table), leaks.describe(parts), sep="\n\n")
@@ -228,17 +248,17 @@ def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, 
 
 
 def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:
-    """Prints the audit, writes it as JSON, draws the suspicious images; returns the exit status."""
+    """Prints the audit, writes it as JSON and draws up to 60 suspicious images; returns the exit status."""
     folder = audit.image_folder(settings.root)
-    findings = audit.inspect(table.path.unique(), folder, audit.store_of(settings))
+    findings = audit.inspect(table.path.unique(), folder, audit.findings_path(settings))
     report = audit.report(table, findings, folder)
     atomic_files.write_text(out / "audit.json", json.dumps(report, indent=1))
     print(audit.describe(report), f"\nwritten: {out}/audit.json", end="")
-    suspects = audit.suspects(report, findings).head(60)
-    if len(suspects):
-        images = [audit.read_rgb(folder, path) for path in suspects.path]
-        captions = suspects.path.str.rsplit("/", n=1).str[-1] + "\n" + suspects.why
-        labels = suspects.path.str.split("/").str[0]
+    suspicious = audit.suspicious_images(report, findings).head(60)
+    if len(suspicious):
+        images = [audit.read_rgb(folder, path) for path in suspicious.path]
+        captions = suspicious.path.str.rsplit("/", n=1).str[-1] + "\n" + suspicious.reason
+        labels = suspicious.path.str.split("/").str[0]
         plot_style.save(data_plots.gallery(images, captions, labels, "Suspicious images"), out / "suspicious.png")
         print(f", {out}/suspicious.png", end="")
     print()

@@ -1,11 +1,11 @@
 """Evaluates runs on their held-out test sets: python evaluate.py runs/NAME [...]
 
-    python evaluate.py runs/thesis                           writes runs/thesis/evaluation/, report.html among it
+    python evaluate.py runs/thesis                           writes runs/thesis/evaluation/ with report.html in it
     python evaluate.py runs/thesis/best_model.keras          the same
-    python evaluate.py runs/thesis --threshold youden        with the threshold that the validation set favours
+    python evaluate.py runs/thesis --threshold youden        with a threshold chosen on the validation set
     python evaluate.py runs/a runs/b                         both, and runs/comparison.csv and .png
 
-It needs nothing but the run: settings, split and threshold stand in the checkpoint and beside it.
+It needs only the run's folder and the images: settings, split and threshold are in the checkpoint and next to it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from pathlib import Path
 import safety.startup  # noqa: F401  before any other import
 
 import keras
-import numpy as np
 import pandas as pd
 
 import config
 import data
 from evaluation import bootstrap, calibration, comparison, metrics, out_of_distribution, predictions, report
-from evaluation.results import Evaluation
+from evaluation.evaluation import Evaluation
 from features import extraction
 from images import audit, leaks, splits
 from safety import command_line, limits, lock
@@ -29,73 +28,72 @@ from training import checkpoint, decision, environment, resume
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates each run that is named; several are then compared."""
+    """Evaluates every run on the command line, and compares them if there are several."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or the checkpoint in one")
-    parser.add_argument("--split", metavar="FILE", help="take the test images from this split.csv, not from the run's")
+    parser.add_argument("--split", metavar="FILE", help="use the test images of this split.csv, not those of the run")
     parser.add_argument(
         "--threshold",
         metavar="RULE",
-        help=f"from which probability on an image is called malignant: {calibration.RULES}; all but the number are "
-        "chosen on the validation set; default: the one chosen last for this checkpoint, else 0.5",
+        help=f"an image is predicted malignant if its probability is at least the threshold: {decision.RULES}; all but "
+        "the number are chosen on the validation set; default: the checkpoint's last rule, else 0.5",
     )
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
     paths = [checkpoint.find(Path(run)) for run in args.runs]
-    evaluated = {}
+    evaluations = {}
     for path in paths:
         with lock.exclusive(path.parent):
-            evaluated[path.parent] = evaluate(path, rule, args.split)
-    if len(evaluated) > 1:
-        comparison.compare(evaluated)
+            evaluations[path.parent] = evaluate(path, rule, args.split)
+    if len(evaluations) > 1:
+        comparison.compare(evaluations)
 
 
 def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
-    """Predicts the test set of a checkpoint; writes metrics, tables, figures and report into evaluation/ beside it.
+    """Predicts a checkpoint's test set and writes metrics, tables, figures and report to evaluation/ next to it.
 
-    The threshold and the temperature come from the validation set alone and then stand in the checkpoint.
+    Threshold and temperature are chosen on the validation set alone and saved in the checkpoint.
 
     Args:
-        path: of a run's checkpoint.
-        rule: for the threshold, as `calibration.choose_threshold` takes it; None for the one in the checkpoint.
-        other_split: a split.csv whose test images take the place of the run's own.
+        path: the checkpoint of a run.
+        rule: for the threshold, as in `calibration.choose_threshold`; None for the rule in the checkpoint, else 0.5.
+        other_split: a split.csv whose test images replace those of the run.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: a file of the run is missing, damaged, or from another run.
     """
     network, about = checkpoint.load(path)
     settings = about["settings"]
-    table = images_of(path, about, other_split)
+    table = read_table(path, about, other_split)
     rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
-    decision = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
-    checkpoint.amend(
-        path, decision=decision, familiar=about.get("familiar") or describe_training(network, table, settings)
-    )
-    test = test.assign(prediction=np.where(test.probability >= decision["threshold"], "malignant", "benign"))
-    results = score(test, valid, settings, decision) | {
-        "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
-        "run": limits.printable(path.parent.name),
-        "base": settings.model.base,
-        "weights": settings.model.weights,
-        "split": limits.printable(other_split or "of the run"),
-        "leaks": leaks.measure(table),
-        "malignant_share": shares_of_malignant(table),
-        "notice": data.notice(settings.data.root),
-        "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),
-    }
-    out = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
-    evaluation = Evaluation(results, test, out, leaks.describe(table), settings, environment.read(path.parent))
+    choice = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
+    familiar = about.get("familiar") or describe_training(network, table, settings)
+    checkpoint.amend(path, decision=choice, familiar=familiar)
+
+    test = test.assign(prediction=metrics.classify(test.probability, choice["threshold"]))
+    results = measure(test, valid, settings, choice) | describe_run(path, table, settings, other_split)
+    folder = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
+    evaluation = Evaluation(results, test, folder, leaks.describe(table), settings, environment.read(path.parent))
     report.write(evaluation, network)
     return evaluation
 
 
-def name_of(split: str) -> str:
-    """Tells other splits apart whose files bear the same name, as those of all runs do."""
-    name = limits.printable(Path(split).stem[:40])
-    return f"{name}-{splits.digest(Path(split).read_bytes().decode())[:8]}"
+def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
+    """The split that is evaluated, a row per image, with known pixel hashes: leaks.py compares images by pixels.
 
+    Args:
+        path: the checkpoint; its split.csv is next to it.
+        about: of `checkpoint.load`.
+        other_split: a split.csv whose test images replace those of the run; it may leak, and the report says so.
 
-def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
-    """The split's table, with the pixels where training left them: twins under other names are leaks too."""
+    Raises:
+        InputError: a split is missing, is not that of the checkpoint, or breaks the run's protocol.
+    """
     settings = about["settings"].data
     table = predictions.read_split(path.with_name("split.csv"), settings.protocol, about["split_sha256"])
     if other_split:
@@ -106,22 +104,8 @@ def images_of(path: Path, about: dict, other_split: str | None) -> pd.DataFrame:
     return table
 
 
-def shares_of_malignant(table: pd.DataFrame) -> dict[str, float]:
-    """The share (0 to 1) of the images of validation, of the test set and of all that are malignant."""
-    parts = {"valid": table[table.set == "valid"], "test": table[table.set == "test"], "all": table}
-    images = {name: part.drop_duplicates("filename") for name, part in parts.items()}
-    return {name: float((part.label == "malignant").mean()) for name, part in images.items()}
-
-
-def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
-    """What the training images look like to the base, so that predict.py can tell others from them."""
-    train = audit.with_pixels(table[table.set == "train"], settings.data)
-    kept = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
-    return out_of_distribution.describe(kept.array, kept.places)
-
-
 def decide(valid: pd.DataFrame, rule: str) -> dict:
-    """Threshold and temperature, from the validation set's label and probability alone."""
+    """The checkpoint's `decision`: rule, threshold and temperature, from the validation set alone."""
     malignant = (valid.label == "malignant").to_numpy()
     return {
         "rule": rule,
@@ -130,22 +114,57 @@ def decide(valid: pd.DataFrame, rule: str) -> dict:
     }
 
 
-def score(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, decision: dict) -> dict:
-    """What metrics.json holds of the predictions: scores, their intervals, calibration."""
-    temperature = decision["temperature"]
-    return metrics.measure(test, settings.data, decision["threshold"]) | {
-        "threshold_rule": decision["rule"],
-        "threshold_chosen": decision.is_chosen(decision["rule"]),
-        "intervals": bootstrap.intervals(test, decision["threshold"], settings.data.seed),
-        "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": settings.data.seed},
+def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
+    """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
+    train = audit.with_pixels(table[table.set == "train"], settings.data)
+    features = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
+    return out_of_distribution.describe(features.array, features.places)
+
+
+def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, choice: dict) -> dict:
+    """The part of metrics.json that follows from the predictions: scores, their intervals, calibration."""
+    seed, temperature = settings.data.seed, choice["temperature"]
+    return metrics.measure(test, settings.data, choice["threshold"]) | {
+        "threshold_rule": choice["rule"],
+        "threshold_chosen": decision.is_chosen(choice["rule"]),
+        "intervals": bootstrap.intervals(test, choice["threshold"], seed),
+        "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": seed},
         "calibration": {
             "temperature": temperature,
             **{
-                name: calibration.describe(part.label == "malignant", part.probability, temperature)
-                for name, part in (("valid", valid), ("test", test))
+                name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
+                for name, rows in (("valid", valid), ("test", test))
             },
         },
     }
+
+
+def describe_run(path: Path, table: pd.DataFrame, settings: config.Settings, other_split: str | None) -> dict:
+    """The part of metrics.json that follows from the run and its split."""
+    return {
+        "protocol": f"{settings.data.protocol}, other split" if other_split else settings.data.protocol,
+        "run": limits.printable(path.parent.name),
+        "base": settings.model.base,
+        "weights": settings.model.weights,
+        "split": limits.printable(other_split or "of the run"),
+        "leaks": leaks.measure(table),
+        "malignant_share": malignant_shares(table),
+        "notice": data.notice(settings.data.root),
+        "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),
+    }
+
+
+def malignant_shares(table: pd.DataFrame) -> dict[str, float]:
+    """The share (0 to 1) of malignant images in the validation set, the test set and all images."""
+    parts = {"valid": table[table.set == "valid"], "test": table[table.set == "test"], "all": table}
+    images = {name: part.drop_duplicates("filename") for name, part in parts.items()}
+    return {name: float((part.label == "malignant").mean()) for name, part in images.items()}
+
+
+def name_of(split: str) -> str:
+    """A name for another split: its file's name and a hash of its content, since every run's file is split.csv."""
+    name = limits.printable(Path(split).stem[:40])
+    return f"{name}-{splits.digest(Path(split).read_bytes().decode())[:8]}"
 
 
 if __name__ == "__main__":

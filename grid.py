@@ -1,4 +1,4 @@
-"""Trains many runs, some at a time, and compares them: python grid.py NAME section.key=a,b,... [--jobs N]
+"""Trains many runs, several at a time, and compares them: python grid.py NAME section.key=a,b,... [--jobs N]
 
 python grid.py a data.protocol=row,patient data.seed=0,1,2 --jobs 2  six runs, two at a time, and their comparison
 python grid.py b data.protocol=fold data.fold=1,2,3,4,5              the five official folds
@@ -26,12 +26,12 @@ HERE = Path(__file__).parent
 
 
 def main(arguments: list[str]) -> int:
-    """Trains what is missing of this share of the grid, then evaluates all of it if no run is missing any more."""
+    """Trains the missing runs of this share of the grid, then evaluates and compares all runs if none is missing."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("name", metavar="NAME", help="what the names of the runs begin with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
     parser.add_argument(
-        "--share", default="1/1", metavar="I/N", help="train each Nth run, beginning with the Ith [1/1]"
+        "--share", default="1/1", metavar="I/N", help="train every Nth run, starting with the Ith [1/1]"
     )
     config.add_settings(parser)
     args = parser.parse(arguments)
@@ -51,43 +51,50 @@ def main(arguments: list[str]) -> int:
     if failed:
         log = Path("runs", f"{failed[0]}.log")
         raise InputError(
-            f"{len(failed)} of {len(mine)} runs failed, {failed[0]} with this, as {log} says:\n{last_line(log)}\n"
-            "the same command goes on with them"
+            f"{len(failed)} of {len(mine)} runs failed; the last line of {log}:\n{last_line(log)}\n"
+            "the same command resumes them"
         )
     missing = [name for name in runs if not finished(name)]
     if missing:
-        print(f"{len(missing)} runs of other shares are missing, {missing[0]} say; whoever ends last compares all")
+        print(f"{len(missing)} runs of other shares are missing, {missing[0]} for example; the last share compares all")
         return 0
     return subprocess.run([sys.executable, HERE / "evaluate.py", *(f"runs/{name}" for name in runs)]).returncode
 
 
 def grid(name: str, overrides: list[str]) -> dict[str, list[str]]:
-    """Every combination of the values that commas divide, as name of its run -> overrides.
+    """The runs of all combinations of the values, as name -> overrides.
+
+    Args:
+        name: that the names of the runs begin with; the values that vary follow.
+        overrides: texts `section.key=a,b,...`.
+
+    Raises:
+        InputError: train.run is among them.
 
     >>> grid("a", ["data.fold=1,2", "data.seed=0"])
     {'a-1': ['data.fold=1', 'data.seed=0', 'train.run=a-1'], 'a-2': ['data.fold=2', 'data.seed=0', 'train.run=a-2']}
     """
     if any(text.startswith("train.run=") for text in overrides):
-        raise InputError("train.run is the grid's to give; give its NAME instead")
+        raise InputError("train.run is set by the grid; give its NAME instead")
     keys, values = [text.partition("=")[0] for text in overrides], [text.partition("=")[2] for text in overrides]
     runs = {}
     for chosen in itertools.product(*(value.split(",") for value in values)):
-        varied = [one for one, value in zip(chosen, values) if "," in value]
+        varied = [choice for choice, value in zip(chosen, values) if "," in value]
         run = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([name, *varied]))
         runs[run] = [*map("=".join, zip(keys, chosen)), f"train.run={run}"]
     return runs
 
 
 def share(names: list[str], which: str) -> list[str]:
-    """Every Nth of the names, beginning with the Ith; raises InputError unless `which` reads I/N with I from 1 to N."""
-    found = re.fullmatch(r"(\d+)/(\d+)", which)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--share: needed is I/N with I from 1 to N, for instance 1/2, got {which}")
-    return names[int(found[1]) - 1 :: int(found[2])]
+    """Every Nth of the names, starting with the Ith; raises InputError unless `which` is I/N with I from 1 to N."""
+    match = re.fullmatch(r"(\d+)/(\d+)", which)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--share: needed is I/N with I from 1 to N, for example 1/2, got {which}")
+    return names[int(match[1]) - 1 :: int(match[2])]
 
 
 def train(name: str, arguments: list[str]) -> int:
-    """Trains a run, goes on with it, or leaves it if it is finished; its output goes to runs/NAME.log."""
+    """Trains or resumes a run unless it is finished; its output goes to runs/NAME.log. Returns the exit status."""
     if finished(name):
         return 0
     run = Path("runs", name)
@@ -99,13 +106,13 @@ def train(name: str, arguments: list[str]) -> int:
 
 
 def last_line(log: Path) -> str:
-    """What a run said last; its error, if it failed."""
+    """The last line of a log, which is the error of a run that failed."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing"
+    return lines[-1] if lines else "(empty)"
 
 
 def finished(name: str) -> bool:
-    """Whether a run is trained to its end."""
+    """Whether a run is trained to its end: history.png is the last of its files."""
     return Path("runs", name, "history.png").exists()
 
 

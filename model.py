@@ -1,4 +1,4 @@
-"""The network: preprocessing, ResNet50, pooling, sigmoid head; its schedule and compilation."""
+"""The network: preprocessing, ResNet50, pooling, sigmoid head; the learning-rate schedule; compiling."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/res
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 NO_IMAGENET = (
     "model.weights: the ImageNet weights are not on this machine and cannot be fetched ({reason}); three ways out: "
-    "run once with a network; put {name} into ~/.keras/models; "
+    "run once with access to the network; put {name} into ~/.keras/models; "
     "or give model.weights=FILE.h5 or model.weights=random (no evidence)"
 )
 
 
 @keras.saving.register_keras_serializable("breakhis")
 class CaffePreprocessing(keras.layers.Layer):
-    """RGB from 0 to 255 in, BGR minus the ImageNet means out, as ResNet50's published weights expect."""
+    """Turns RGB from 0 to 255 into BGR minus the ImageNet means, as ResNet50's published weights expect."""
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         return images[..., ::-1] - tf.constant(CAFFE_MEAN, images.dtype)
 
 
 def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
-    """Pixels in, probability of malignant out; a ResNet50 as base is frozen, a plain CNN is trained with the head.
+    """Builds the network, from pixels to the probability of malignant; a ResNet50 is frozen, a plain CNN is not.
 
     Args:
         settings: of the run.
-        load_weights: whether to give the base the weights that `model.weights` names; a checkpoint brings its own.
+        load_weights: whether to load the base's weights that `model.weights` names; a checkpoint has its own.
 
     Returns:
         A model of images (n, size, size, 3), RGB from 0 to 255, whose output is (n, 1), float32, from 0 to 1.
@@ -56,7 +56,7 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
     size = settings.data.image_size
     images = keras.Input((size, size, 3), name="image")
     x = CaffePreprocessing(dtype="float32", name="preprocessing")(images)
-    # A frozen base in inference mode: BatchNorm keeps its statistics.
+    # A frozen base runs in inference mode, so that BatchNorm keeps its statistics.
     x = base(x, training=None if base.trainable else False)
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(x)
     if settings.model.standardize and not base.trainable:
@@ -65,12 +65,12 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
 
 
 def base_of(network: keras.Model) -> keras.Model:
-    """The part of the model that turns images into feature maps; it stands as one layer in the whole."""
+    """The part of the model that turns images into feature maps; it is one layer of the whole."""
     return next(layer for layer in network.layers if isinstance(layer, keras.Model))
 
 
 def _resnet50(weights: str) -> keras.Model:
-    # The untrained base is the same for every seed, as a trained one is; the seed is the head's.
+    # As with trained weights, the base is the same for every data.seed, which is for the head.
     keras.utils.set_random_seed(0)
     with tf.variable_creator_scope(_never_reduced):
         base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(None, None, 3))
@@ -80,13 +80,13 @@ def _resnet50(weights: str) -> keras.Model:
     return base
 
 
-def _never_reduced(create: Callable, **how: object) -> tf.Variable:
-    """Creates a variable that every device reads for itself: a frozen base's statistics are the same on all of them."""
-    return create(**{**how, "synchronization": tf.VariableSynchronization.ON_WRITE})
+def _never_reduced(create: Callable, **options: object) -> tf.Variable:
+    """Creates a variable that each device reads without asking the others: a frozen base is the same on all."""
+    return create(**{**options, "synchronization": tf.VariableSynchronization.ON_WRITE})
 
 
 def _cnn() -> keras.Model:
-    """Four rounds of convolution and halving, 32 to 256 channels: what "a CNN" means beside a ResNet50."""
+    """A plain CNN to compare with ResNet50: four times convolution and halving, 32 to 256 channels."""
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     images = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 128)(images)
@@ -119,10 +119,17 @@ def _fetch_imagenet() -> Path:
 
 
 def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The way of `batch` images (batch, size, size, 3), float32, through a part of the model, as one graph.
+    """A part of the model as one graph, for inference.
 
-    XLA compiles it on a GPU; on a CPU it is slower than TensorFlow's own kernels. A frozen graph, its weights constant,
-    is hardly faster and takes three times the memory.
+    XLA compiles it on a GPU; on a CPU that would be slower than TensorFlow's own kernels. A frozen graph, with its
+    weights as constants, is hardly faster and takes three times the memory.
+
+    Args:
+        part: from the pixels on.
+        batch: images that it takes at a time.
+
+    Returns:
+        A function of images (batch, size, size, 3), float32.
     """
     shape = tf.TensorSpec((batch, *part.input_shape[1:]), tf.float32)
     on_gpu = bool(tf.config.list_logical_devices("GPU"))
@@ -130,7 +137,7 @@ def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.
 
 
 def head(model: keras.Model) -> keras.Model:
-    """The part of the model from the pooled features to the probability; its layers are the model's own."""
+    """The part of the model from the pooled features to the probability; it shares the model's layers."""
     features = keras.Input(model.get_layer("pooling").output.shape[1:], name="features")
     x = features
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
@@ -144,15 +151,15 @@ def pooled(model: keras.Model) -> keras.Model:
 
 
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Gives the standardising layer the mean and variance (2048,) of the training features."""
+    """Sets the mean and variance (2048,) of the training features in the standardising layer."""
     layer = model.get_layer("standardize")
     layer.set_weights([mean, floored(variance), 0])
     layer.finalize_state()
 
 
 def floored(variance: np.ndarray) -> np.ndarray:
-    """The variance of each feature, raised to a thousandth of their mean where it is less."""
-    # A feature that hardly moves in training would shout at the first new image if it were scaled up by its deviation.
+    """The variance of each feature, but at least a thousandth of the mean variance."""
+    # A feature that hardly varies in training would dominate at the first new image if divided by its deviation.
     return np.maximum(variance, 1e-3 * variance.mean() + keras.backend.epsilon())
 
 
@@ -183,15 +190,21 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
 def compile_model(
     model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
 ) -> None:
-    """Compiles with gradient descent under a rate, binary cross-entropy and the thesis' metrics and AUC."""
+    """Compiles a model with SGD, binary cross-entropy, and the metrics of the thesis and AUC.
+
+    Args:
+        model: the whole network or a part that ends with the head.
+        train: the section `train` of the settings, for the momentum.
+        rate: the learning rate as a function of the step.
+    """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    # Keras has summed up the metrics over the devices already, and would do it again for the progress bar.
+    # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
     model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
         metrics=[
-            # Over several devices Keras' own loss of an epoch weighs each part of a batch alike, whatever its rows.
+            # With several devices Keras' own loss of an epoch is the mean over the parts of batches, not over the rows.
             *([keras.metrics.BinaryCrossentropy(name="loss")] if several else []),
             "accuracy",
             keras.metrics.Precision(name="precision"),
@@ -199,13 +212,13 @@ def compile_model(
             keras.metrics.AUC(name="auc"),
         ],
         weighted_metrics=[],
-        # The head's steps are so short that calling each from Python would take longer than the steps themselves.
+        # A step of the head is shorter than its call from Python.
         steps_per_execution=64 if model.name == HEAD else 1,
     )
 
 
 def weights_hash(model: keras.Model) -> str:
-    """SHA-256 of a model's weights, in hex: equal for equal weights, wherever they came from."""
+    """SHA-256 of a model's weights, in hex."""
     digest = hashlib.sha256()
     for array in model.get_weights():
         digest.update(array.tobytes())

@@ -1,9 +1,9 @@
 """Trains the network on BreakHis: python train.py [--config FILE] [section.key=value ...]
 
 python train.py                                        with config.yaml
-python train.py --config thesis.yaml train.run=thesis  with what thesis.yaml changes, into runs/thesis
+python train.py --config thesis.yaml train.run=thesis  with the settings of thesis.yaml, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
-python train.py --resume runs/NAME                     goes on with a run that was stopped
+python train.py --resume runs/NAME                     resumes a run that was stopped
 python train.py --find-lr                              proposes initial_lr and maximal_lr; keeps no model
 python train.py --tune 40                              searches for settings in 40 trials; keeps no model
 """
@@ -29,34 +29,32 @@ from safety.errors import InputError
 from training import callbacks, checkpoint, environment, lr_range_test, phases, resume, training_plots, tuner
 
 
-class Begun(NamedTuple):
-    """What every training begins with.
+class Experiment(NamedTuple):
+    """What a training starts from.
 
     Attributes:
         settings: with the precision that is used.
-        table: a row an image, with its set.
-        rows: those of training, upsampled.
-        valid: those of validation.
+        table: a row for each image, with its set.
+        rows: of training, upsampled, and of validation.
         network: of `model.build`.
-        surroundings: for environment.json.
+        environment: for environment.json.
     """
 
     settings: config.Settings
     table: pd.DataFrame
-    rows: pd.DataFrame
-    valid: pd.DataFrame
+    rows: phases.Rows
     network: keras.Model
-    environment_now: dict
+    environment: dict
 
 
 def main(arguments: list[str]) -> None:
-    """A new run, one that goes on, or a search for settings; with no other process in its folder."""
+    """Trains a new run, resumes a stopped one, or searches for settings; keeps other processes out of its folder."""
     parser = command_line.CommandLine(__doc__)
     config.add_settings(parser)
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was stopped: runs/NAME")
-    instead.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
-    instead.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search where the section tune says")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run that was stopped: runs/NAME")
+    modes.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
+    modes.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search in the ranges of the section tune")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
@@ -67,83 +65,87 @@ def main(arguments: list[str]) -> None:
         return search(run, settings, args.tune)
     with resume.advice_on_stop(run, f"--resume {run}"), strategy.scope(settings, run) as folder, lock.exclusive(folder):
         if folder.exists() and not args.resume:
-            raise InputError(f"train.run: {run} is there already and a run is never overwritten; give another name")
-        experiment(folder, begin(settings))
+            raise InputError(f"train.run: {run} exists, and a run is never overwritten; give another name")
+        train(folder, prepare(settings))
     print(f"run: {run}")
 
 
-def begin(settings: config.Settings) -> Begun:
-    """The images, their split and the network; what can be refused is refused before the first long step."""
+def prepare(settings: config.Settings) -> Experiment:
+    """Reads the table, checks and splits the images, and builds the network.
+
+    Raises:
+        InputError: the data or the settings cannot be used; as much as possible is checked before the images are read.
+        DataError: there are images that cannot be trained on.
+    """
     table = data.read_table(settings.data)
     audit.image_folder(settings.data.root)
     splits.split(table, settings.data)
     settings = precision.with_precision(settings)
-    machine = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
-    table, dropped = audit.usable(table, settings.data)
-    version = audit.data_version(table)
-    strategy.assert_same(data=version, precision=settings.train.precision)
+
+    table, dropped = audit.usable_rows(splits.select(table, settings.data), settings.data)
+    data_sha256 = audit.data_version(table)
+    strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data)
-    train, valid = table[table.set == "train"], table[table.set == "valid"]
-    rows = splits.upsample(train, settings.data.seed) if settings.data.upsample else train
-    found = {"device": machine, "data_sha256": version, "dropped": dropped}
-    environment_now = environment.collect(settings, table, network) | found
+    images = table[table.set == "train"]
+    upsampled = splits.upsample(images, settings.data.seed) if settings.data.upsample else images
+    rows = phases.Rows(upsampled, table[table.set == "valid"])
 
-    drawn = f"training rows: {len(rows)} of {rows.filename.nunique()} images, out of {train.filename.nunique()}"
-    notice = [environment_now["notice"]] if environment_now["notice"] else []
-    print(settings.to_yaml(), leaks.describe(table), "", drawn, f"device: {machine}", *notice, sep="\n")
-    return Begun(settings, table, rows, valid, network, environment_now)
+    record = environment.collect(settings, table, network)
+    record |= {"device": device, "data_sha256": data_sha256, "dropped": dropped}
+    counts = (
+        f"training rows: {len(upsampled)} of {upsampled.filename.nunique()} images, out of {images.filename.nunique()}"
+    )
+    notice = [record["notice"]] if record["notice"] else []
+    print(settings.to_yaml(), leaks.describe(table), "", counts, f"device: {device}", *notice, sep="\n")
+    return Experiment(settings, table, rows, network, record)
 
 
-def experiment(run: Path, begun: Begun) -> None:
-    """Trains, phase after phase; a run whose folder is there goes on where it stood."""
-    settings, table, rows, valid, network, environment_now = begun
+def train(run: Path, experiment: Experiment) -> None:
+    """Trains all phases of a run; a run whose folder exists is resumed."""
+    settings, table, rows, network, record = experiment
     if run.exists():
-        resume.reopen(run, environment_now)
-    plan = phases.prepare(network, rows, valid, settings)
+        resume.reopen(run, record)
+    plan = phases.prepare(network, rows, settings)
     if not run.exists():
-        environment.write_first_files(run, settings, table, environment_now)
-    keeper = callbacks.SaveBest(network, run / "best_model.keras", checkpoint.about(settings, table))
+        environment.write_first_files(run, settings, table, record)
+    save_best = callbacks.SaveBest(network, run / "best_model.keras", checkpoint.metadata(settings, table))
     for phase in plan:
-        fit(phase, run, rows, settings, keeper)
-    figure = training_plots.history(pd.read_csv(run / "history.csv"), *(phase.first for phase in plan[1:]))
-    plot_style.save(figure, run / "history.png", environment_now["notice"])
+        fit(phase, run, experiment, save_best)
+    figure = training_plots.history(pd.read_csv(run / "history.csv"), *(phase.epochs.start for phase in plan[1:]))
+    plot_style.save(figure, run / "history.png", record["notice"])
 
 
-def fit(
-    phase: phases.Phase, run: Path, rows: pd.DataFrame, settings: config.Settings, keeper: callbacks.SaveBest
-) -> None:
-    """Trains a phase from where the run stands; nothing is left to do where a resumed run has the phase behind it."""
-    phase.begin(keeper.path)
+def fit(phase: phases.Phase, run: Path, experiment: Experiment, save_best: callbacks.SaveBest) -> None:
+    """Trains the epochs of a phase that are missing; none are if a resumed run has finished the phase."""
+    settings = experiment.settings
+    phase.begin(save_best.path)
     model.compile_model(phase.trained, settings.train, phase.rate)
-    state = resume.restore(phase.trained, run, phase.first)
+    state = resume.restore(phase.trained, run, phase.epochs.start)
     strategy.assert_same(epoch=state.epoch)
-    keeper.best = state.best
+    save_best.best = state.best
     with signals.deferred() as received:
-        phase.trained.fit(
-            strategy.distribute(phase.batches_from(state.epoch), weighted=True),
-            initial_epoch=state.epoch,
-            epochs=phase.last,
-            steps_per_epoch=phase.steps,
-            validation_data=strategy.distribute(phase.valid_batches),
-            validation_steps=phase.valid_steps,
-            callbacks=[
-                callbacks.StopOnNaN(run, rows.filename, settings, phase.rate),
-                # Before those that write the logs, so that they find the rate among them.
-                callbacks.LogLearningRate(phase.rate, phase.steps),
-                keeper,
-                callbacks.SaveState(run, state, keeper),
+        phases.fit(
+            phase,
+            [
+                callbacks.StopOnNaN(run, experiment.rows.train.filename, settings, phase.rate),
+                # Before the callbacks that write the logs, so that these have the learning rate.
+                callbacks.LogLearningRate(phase.rate, phase.batches.steps),
+                save_best,
+                callbacks.SaveState(run, state, save_best),
                 keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
                 callbacks.StopOnSignal(received),
             ],
+            state.epoch,
         )
     strategy.barrier()
-    if not keeper.path.exists():
-        raise InputError("the validation loss was never a number; lower train.maximal_lr and train.initial_lr")
+    if not save_best.path.exists():
+        raise InputError("the validation loss was NaN in every epoch; lower train.maximal_lr and train.initial_lr")
 
 
 def search(run: Path, settings: config.Settings, trials: int | None) -> None:
-    """A search for settings, into runs/NAME-tune, or for the learning rate alone, into runs/NAME-find-lr."""
+    """Searches for settings in `trials` trials, into runs/NAME-tune, or for the rates alone, into runs/NAME-find-lr."""
     name = "tune" if trials else "find-lr"
     if not settings.cached:
         raise InputError(
@@ -151,14 +153,14 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
             f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
-    with lock.exclusive(folder), resume.advice_on_stop(folder, f"--tune {trials} --config {folder}/config.yaml"):
-        settings, _, rows, valid, network, environment_now = begin(settings)
+    again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""
+    with lock.exclusive(folder), resume.advice_on_stop(folder, again):
+        settings, _, rows, network, record = prepare(settings)
         if trials:
-            return tuner.search(
-                trials, folder, tuner.prepare(network, rows, valid, settings), environment_now["notice"]
-            )
-        curve = lr_range_test.sweep(phases.head(network, rows, valid, settings), settings)
-        lr_range_test.report(curve, folder, environment_now["notice"])
+            tuner.search(trials, folder, tuner.prepare(network, rows, settings), record["notice"])
+        else:
+            curve = lr_range_test.sweep(phases.head(network, rows, settings), settings)
+            lr_range_test.report(curve, folder, record["notice"])
 
 
 def name_of(settings: config.Settings) -> str:

@@ -1,4 +1,4 @@
-"""The machine: which devices TensorFlow sees, and the precision that they are fast in."""
+"""The devices that TensorFlow sees, and the precision that they are fast in."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def with_precision(settings: config.Settings) -> config.Settings:
-    """The settings with `train.precision: auto` replaced by what this machine is fast in.
+    """The settings with `train.precision: auto` replaced by the precision that this machine is fast in.
 
-    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and multiply it faster than
-    float32 (measured in a moment), else float32.
+    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and are measured to multiply
+    it faster than float32, and else float32.
     """
     if settings.train.precision != "auto":
         return settings
@@ -28,12 +28,14 @@ def with_precision(settings: config.Settings) -> config.Settings:
 
 
 def use_device(precision: str, deterministic: bool = False) -> str:
-    """Lets the GPUs take memory as they need it and sets Keras' precision (float32, bfloat16 or float16).
+    """Sets the precision of all layers that are built from here on, and lets the GPUs take memory as they need it.
 
-    With `deterministic` TensorFlow takes only operations that give the same numbers each time.
+    Args:
+        precision: float32, bfloat16 or float16.
+        deterministic: whether TensorFlow takes only operations that give the same numbers each time.
 
     Returns:
-        One line that names the device and the precision.
+        The device and the precision in words, for example "CPU, 2 cores, float32".
     """
     gpus = grow_memory()
     if deterministic:
@@ -44,7 +46,7 @@ def use_device(precision: str, deterministic: bool = False) -> str:
 
 
 def grow_memory() -> list:
-    """Lets the GPUs take memory as they need it, which only works before the first operation; gives the GPUs."""
+    """Lets the GPUs take memory as they need it; works only before TensorFlow's first operation. Returns the GPUs."""
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -57,12 +59,12 @@ def _fast_precision(gpus: list) -> str:
         return "float16" if capability >= (7, 0) else "float32"
     flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
     has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
-    # Some processors that know bfloat16 multiply it more slowly than float32, so the instruction alone says little.
+    # Some processors have the bfloat16 instruction and still multiply it more slowly than float32.
     return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
 
 
 def _seconds(precision: str) -> float:
-    """How long a product of two matrices takes, the median of five."""
+    """Seconds that a product of two matrices takes, the median of five."""
     matrix = tf.cast(tf.random.stateless_uniform((1024, 1024), (0, 0)), precision)
     product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
     product()

@@ -1,7 +1,7 @@
-"""More than one device: the GPUs of a host, and the workers of several hosts, by TensorFlow's own strategies.
+"""Several devices: the GPUs of one host, or the workers of several hosts, by TensorFlow's own strategies.
 
-A worker is a process; each host has one, and the first of them writes the run's folder. Every replica, a device of a
-worker, takes an equal share of each batch, and their gradients are summed.
+A worker is a process; each host has one, and the first of them writes the run's folder. A replica is one device of a
+worker. Every replica takes an equal part of each batch, and their gradients are summed.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from devices import precision
 from safety import signals
 from safety.errors import InputError
 
-# What TensorFlow raises in the workers that are left when one is gone.
+# What TensorFlow raises in the other workers when one is lost.
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.FailedPreconditionError)
 
 
 @contextlib.contextmanager
 def scope(settings: config.Settings, run: Path) -> Iterator[Path]:
-    """Puts the model that is built within on all devices; starts this process again when another worker was lost.
+    """Builds the model of the block on all devices; restarts this process with --resume when another worker is lost.
 
-    It is entered before the first operation of TensorFlow, and waits until all workers are there.
+    To be entered before TensorFlow's first operation; waits until all workers are connected.
 
     Args:
         settings: of the run, the same in all workers.
         run: the run's folder, which all workers see.
 
     Yields:
-        The folder to write to: in the first worker the run's own, in the others a temporary one with the same files.
+        The folder to write to: the run's folder in the first worker, a temporary one with the same files in the others.
 
     Raises:
-        InputError: TF_CONFIG names no cluster, or the run of several workers has no name; a worker was lost before
-            there was anything to go on with.
+        InputError: TF_CONFIG names no cluster, or a run of several workers has no name; a worker was lost before the
+            run's folder was there.
     """
     try:
         strategy = _strategy(settings.train, run)
         with strategy.scope() if strategy else contextlib.nullcontext():
             assert_same(settings=settings.to_yaml())
-            with _own_folder(run) as own:
-                yield own
+            with _folder_of_worker(run) as folder:
+                yield folder
     except LOST as error:
         if settings.train.strategy == "one" or "TF_CONFIG" not in os.environ:
             raise
@@ -64,43 +64,45 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
     gpus = precision.grow_memory()
     if "TF_CONFIG" in os.environ:
         if train.run == "auto" and not run.exists():
-            raise InputError("train.run: several workers need one name for their run, train.run=a say, got auto")
+            raise InputError(
+                "train.run: several workers need one name for their run, for example train.run=a, got auto"
+            )
         resolver = _cluster()
-        print("waiting until all workers are there", flush=True)
+        print("waiting until all workers are connected", flush=True)
         try:
-            # SIGTERM is TensorFlow's own until all are there.
+            # TensorFlow handles SIGTERM itself until all are connected.
             with signals.immediate():
                 return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except tf.errors.UnknownError as error:
             raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
     if train.strategy == "mirrored" or len(gpus) > 1:
-        seen = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([one.name for one in seen])
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
     return None
 
 
 def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver:
     text = os.environ["TF_CONFIG"]
     try:
-        says = json.loads(text)
-        hosts = says["cluster"][says["task"]["type"]]
-        whole = (
+        value = json.loads(text)
+        hosts = value["cluster"][value["task"]["type"]]
+        valid = (
             isinstance(hosts, list)
-            and set(says["cluster"]) <= {"chief", "worker"}
-            and 0 <= says["task"]["index"] < len(hosts)
+            and set(value["cluster"]) <= {"chief", "worker"}
+            and 0 <= value["task"]["index"] < len(hosts)
         )
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise InputError(
             'TF_CONFIG: needed is {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}} '
-            f"with an index of these workers, got {text[:200]}"
+            f"with the index of one of these workers, got {text[:200]}"
         )
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
 def worker() -> tuple[int, int]:
-    """The number of this worker, from 0, and how many there are."""
+    """The number of this worker, from 0, and the number of workers."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     spec = resolver.cluster_spec().as_dict() if resolver else {}
     tasks = [(job, number) for job in sorted(spec) for number in range(len(spec[job]))]
@@ -113,32 +115,32 @@ def device_count() -> int:
 
 
 def describe() -> str:
-    """The devices of a run in words, behind a comma; nothing for a single one."""
+    """The number of devices of a run in words, after a comma; empty for a single one."""
     replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, worker()[1]
-    over = f" of {workers} workers" if workers > 1 else ""
-    return f", {replicas} devices{over}" if replicas > 1 else ""
+    of_workers = f" of {workers} workers" if workers > 1 else ""
+    return f", {replicas} devices{of_workers}" if replicas > 1 else ""
 
 
 @contextlib.contextmanager
-def _own_folder(run: Path) -> Iterator[Path]:
+def _folder_of_worker(run: Path) -> Iterator[Path]:
     if worker()[0] == 0:
         yield run
         return
-    with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / run.name
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / run.name
         if run.exists():
-            own.mkdir()
+            folder.mkdir()
             for path in filter(Path.is_file, run.glob("[!.]*")):
-                shutil.copy(path, own)
-        yield own
+                shutil.copy(path, folder)
+        yield folder
 
 
 def _start_again(run: Path, error: Exception) -> None:
-    """Replaces this process by one that goes on with the run; it waits for the worker that is missing."""
+    """Replaces this process by one that resumes the run; it waits for the worker that was lost."""
     if not run.exists():
         raise InputError(f"a worker was lost before the first step ({type(error).__name__}); start all of them again")
     print(
-        f"\na worker was lost ({type(error).__name__}); going on as soon as it is there again",
+        f"\na worker was lost ({type(error).__name__}); training goes on as soon as it is back",
         file=sys.stderr,
         flush=True,
     )
@@ -146,27 +148,27 @@ def _start_again(run: Path, error: Exception) -> None:
 
 
 def barrier() -> None:
-    """Waits until all workers are here."""
+    """Waits until all workers have reached this point."""
     # A number, since TensorFlow's collectives crash on an empty tensor.
     assert_same(nothing=0)
 
 
 def assert_same(**values: int | str) -> None:
-    """Waits until all workers are here and makes sure that they agree.
+    """Waits until all workers have reached this point, and checks that they have the same values.
 
     Args:
-        values: what must be the same in each, by name.
+        values: the values to compare, by name.
 
     Raises:
-        InputError: it is not; in all workers.
+        InputError: a value differs; raised in all workers.
     """
     if worker()[1] == 1:
         return
     numbers = [value if isinstance(value, int) else zlib.crc32(value.encode()) for value in values.values()]
     with signals.immediate():
-        told = _gather(tf.constant([numbers], tf.int64))
-    told = tf.distribute.get_strategy().experimental_local_results(told)[0].numpy()
-    for name, column in zip(values, told.T):
+        gathered = _gather(tf.constant([numbers], tf.int64))
+    rows = tf.distribute.get_strategy().experimental_local_results(gathered)[0].numpy()
+    for name, column in zip(values, rows.T):
         if len(set(column)) > 1:
             raise InputError(
                 f"the workers differ in {name} ({', '.join(map(str, column))}); needed are the same settings and data, "
@@ -177,22 +179,29 @@ def assert_same(**values: int | str) -> None:
 @tf.function
 def _gather(row: tf.Tensor) -> tf.Tensor:
     def all_rows(row: tf.Tensor) -> tf.Tensor:
-        # A copy, since what comes in lies on none of the replicas' devices.
+        # A copy, since the argument is on none of the replicas' devices.
         return tf.distribute.get_replica_context().all_gather(tf.identity(row), axis=0)
 
     return tf.distribute.get_strategy().run(all_rows, args=(row,))
 
 
 def share(items: list) -> list:
-    """This worker's part of what all have in common; the parts follow each other and differ by one item at most."""
+    """This worker's part of a list that all have: consecutive items, and the parts differ by one item at most."""
     number, workers = worker()
     return items[len(items) * number // workers : len(items) * (number + 1) // workers]
 
 
 def replicate(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[list[tf.Tensor]], list[np.ndarray]]:
-    """A function of as many tensors as there are devices here, or fewer, that gives each device one of them."""
+    """Runs a function on all devices of this worker at once, each with its own tensor.
+
+    Args:
+        function: of one tensor.
+
+    Returns:
+        A function of a list of tensors, at most one a device, that returns the list of the results.
+    """
     strategy, count = tf.distribute.get_strategy(), device_count()
-    # Behind a function of Python, since TensorFlow does not hand the replicas' values to one with a signature.
+    # Within a Python function, since TensorFlow does not pass the replicas' values to a function with a signature.
     run = tf.function(lambda values: strategy.run(lambda value: function(value), args=(values,)))
 
     def on_devices(tensors: list[tf.Tensor]) -> list[np.ndarray]:
@@ -207,15 +216,18 @@ def replicate(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[list[tf.T
 
 
 def distribute(batches: tf.data.Dataset, weighted: bool = False) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Cuts each batch into a part for each replica, which differ by one row at most; as it is for a single one.
+    """Cuts each batch into one part for each replica; the parts differ by one row at most.
 
-    This is what TensorFlow's automatic sharding by data does, but that fills the smaller last batch of an epoch with
-    the first rows of the next.
+    TensorFlow's automatic sharding by data does the same, but it fills the smaller last batch of an epoch with the
+    first rows of the next.
 
     Args:
-        batches: of which each worker has the same.
-        weighted: whether to add weights with which Keras, which takes the mean over each part and then over the
-            parts, comes to the mean over the batch.
+        batches: the same in each worker; tuples of tensors of equal length.
+        weighted: whether to add sample weights. Keras takes the mean over each part and then over the parts; the
+            weights make this the mean over the batch.
+
+    Returns:
+        The parts; with a single replica the batches as they are.
     """
     strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
@@ -224,15 +236,15 @@ def distribute(batches: tf.data.Dataset, weighted: bool = False) -> tf.data.Data
 
     def cut(replica: tf.Tensor, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
         rows = tf.shape(batch[0], tf.int64)[0]
-        first, after = rows * replica // replicas, rows * (replica + 1) // replicas
-        weight = tf.cast((after - first) * replicas, tf.float32) / tf.cast(rows, tf.float32)
-        parts = tuple(tensor[first:after] for tensor in batch)
-        return (*parts, tf.fill([after - first], weight)) if weighted else parts
+        first, end = rows * replica // replicas, rows * (replica + 1) // replicas
+        weight = tf.cast((end - first) * replicas, tf.float32) / tf.cast(rows, tf.float32)
+        parts = tuple(tensor[first:end] for tensor in batch)
+        return (*parts, tf.fill([end - first], weight)) if weighted else parts
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         count = replicas // context.num_input_pipelines
-        own = tf.data.Dataset.range(context.input_pipeline_id * count, (context.input_pipeline_id + 1) * count)
-        parts = batches.flat_map(lambda *batch: own.map(lambda replica: cut(replica, *batch)))
+        local = tf.data.Dataset.range(context.input_pipeline_id * count, (context.input_pipeline_id + 1) * count)
+        parts = batches.flat_map(lambda *batch: local.map(lambda replica: cut(replica, *batch)))
         return parts.prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(of_worker)

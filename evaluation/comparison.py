@@ -1,4 +1,4 @@
-"""Runs side by side, and beside what is published: a table, comparison.csv and .png, seeds.csv."""
+"""Compares runs with each other and with published results: a printed table, comparison.csv and .png, seeds.csv."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation import bootstrap, evaluation_plots, metrics
-from evaluation.results import Evaluation
+from evaluation.evaluation import Evaluation
 from images import plot_style
 from safety import atomic_files, csv_files
 
@@ -20,155 +20,170 @@ REFERENCES = {
     "Zhu et al. 2019: compact CNNs, by image": 0.844,
 }
 
-# What seeds.csv tells apart without being asked; any other setting has a column where runs differ in it.
+# These always have a column; any other setting has one only where runs differ in it.
 ALWAYS = ["protocol", "base"]
-# What is printed of the scores; the files have all.
+# The scores that are printed; the files have all of them.
 PRINTED = ["accuracy", "f1", "roc_auc", "recognition_rate", "patient_accuracy"]
 
 
-def compare(evaluated: dict[Path, Evaluation]) -> None:
-    """Prints the runs side by side and writes comparison.csv, .png, seeds.csv and pairs.csv beside the first.
+def compare(evaluations: dict[Path, Evaluation]) -> None:
+    """Prints the comparison and writes comparison.csv, comparison.png, seeds.csv and pairs.csv next to the first run.
 
     Args:
-        evaluated: a run's folder -> its evaluation.
+        evaluations: a run's folder -> its evaluation.
     """
-    alike, pairs = kinds(evaluated), pair_up(evaluated)
-    table = tabulate(evaluated, alike)
-    summed = over_seeds(table, list(alike))
-    out, note = next(iter(evaluated)).parent, describe_differences(evaluated, alike)
-    atomic_files.write_text(out / "comparison.csv", table.to_csv(index=False))
-    atomic_files.write_text(out / "seeds.csv", summed.to_csv())
-    plot_style.save(
-        evaluation_plots.comparison(table.assign(group=names(alike)), REFERENCES), out / "comparison.png", note
-    )
-    written = [f"{out}/comparison.csv", f"{out}/comparison.png", f"{out}/seeds.csv"]
-    more = [key for key in metrics.SCORES if key not in PRINTED]
-    print("", table.drop(columns=more).to_string(index=False, float_format="%.4f"), "", sep="\n")
-    shown = [name for name in summed if name.split(" ")[0] not in more]
-    print(summed[shown].to_string(float_format="%.4f", na_rep="-"))
-    # That of an earlier comparison would pass for one of these runs.
+    configurations, pairs = distinguish(evaluations), pair_up(evaluations)
+    runs = tabulate(evaluations, configurations)
+    seeds = summarize_seeds(runs, list(configurations))
+    out, note = next(iter(evaluations)).parent, notes(evaluations, configurations)
+    chart = evaluation_plots.comparison(runs.assign(group=chart_labels(configurations)), REFERENCES)
+    atomic_files.write_text(out / "comparison.csv", runs.to_csv(index=False))
+    plot_style.save(chart, out / "comparison.png", note)
+    atomic_files.write_text(out / "seeds.csv", seeds.to_csv())
+    # Pairs of an earlier comparison would be taken for pairs of these runs.
     (out / "pairs.csv").unlink(missing_ok=True)
     if len(pairs):
         atomic_files.write_text(out / "pairs.csv", pairs.to_csv(index=False))
-        written.append(f"{out}/pairs.csv")
+    _print(runs, seeds, pairs)
+    files = ["comparison.csv", "comparison.png", "seeds.csv", *(["pairs.csv"] if len(pairs) else [])]
+    print(f"\ncomparison: {', '.join(f'{out}/{name}' for name in files)}", note, sep="\n")
+
+
+def _print(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    hidden = [key for key in metrics.SCORES if key not in PRINTED]
+    shown = [name for name in seeds if name.split(" ")[0] not in hidden]
+    print("", runs.drop(columns=hidden).to_string(index=False, float_format="%.4f"), "", sep="\n")
+    print(seeds[shown].to_string(float_format="%.4f", na_rep="-"))
+    if len(pairs):
         print("", "on the same test images:", pairs.to_string(index=False, float_format="%.4f", na_rep="-"), sep="\n")
-    print(f"\ncomparison: {', '.join(written)}", note, sep="\n")
 
 
-def describe_differences(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> str:
-    """What stands below the comparison: whether the runs saw different data, equal seeds, and the runs' own notes."""
-    own = [note for found in evaluated.values() for note in found.notes]
-    said = [*_differences_of_data(evaluated), *_thresholds(evaluated), *_equal_seeds(evaluated, alike)]
-    return " ".join(dict.fromkeys([*said, *own]))
+def notes(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> str:
+    """What a reader of the comparison has to know: what makes runs not comparable, then the notes of each run."""
+    warnings = [
+        *_different_data(evaluations),
+        *_different_threshold_rules(evaluations),
+        *_equal_seeds(evaluations, configurations),
+    ]
+    notes_of_runs = [note for evaluation in evaluations.values() for note in evaluation.notes]
+    return " ".join(dict.fromkeys([*warnings, *notes_of_runs]))
 
 
-def _differences_of_data(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
-    if len({_data_of(found) for found in evaluated.values()} - {None}) > 1:
+def _different_data(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
+    hashes = {csv_files.spreadsheet_safe(run.name): _data_hash(each) for run, each in evaluations.items()}
+    if len(set(hashes.values()) - {None}) > 1:
         yield "These runs were trained on different data; their scores cannot be compared."
-    unknown = [csv_files.spreadsheet_safe(run.name) for run, found in evaluated.items() if _data_of(found) is None]
+    unknown = [name for name, data_hash in hashes.items() if data_hash is None]
     if unknown:
-        yield f"Unknown is what data was trained on by {', '.join(unknown)}."
+        yield f"The training data of these runs is unknown: {', '.join(unknown)}."
 
 
-def _thresholds(evaluated: dict[Path, Evaluation]) -> Iterator[str]:
-    rules = dict.fromkeys(found.results["threshold_rule"] for found in evaluated.values())
+def _different_threshold_rules(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
+    rules = dict.fromkeys(evaluation.results["threshold_rule"] for evaluation in evaluations.values())
     if len(rules) > 1:
-        yield f"Unequal are the rules of the thresholds: {', '.join(rules)}; with --threshold all runs take one."
+        yield f"The threshold rules differ: {', '.join(rules)}; --threshold sets one rule for all runs."
 
 
-def _equal_seeds(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> Iterator[str]:
-    runs = alike.assign(seed=[found.results["seed"] for found in evaluated.values()])
-    runs["run"] = [csv_files.spreadsheet_safe(run.name) for run in evaluated]
-    for equal in runs.groupby([*alike, "seed"], sort=False).run.apply(list):
+def _equal_seeds(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> Iterator[str]:
+    runs = configurations.assign(seed=[evaluation.results["seed"] for evaluation in evaluations.values()])
+    runs["run"] = [csv_files.spreadsheet_safe(run.name) for run in evaluations]
+    for equal in runs.groupby([*configurations, "seed"], sort=False).run.apply(list):
         if len(equal) > 1:
-            yield f"Equal in settings and seed, so no spread over seeds: {', '.join(equal)}."
+            yield f"These runs have equal settings and seed, so they show no spread over seeds: {', '.join(equal)}."
 
 
-def _data_of(found: Evaluation) -> str | None:
-    return found.environment.get("data_sha256")
+def _data_hash(evaluation: Evaluation) -> str | None:
+    return evaluation.environment.get("data_sha256")
 
 
-def kinds(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
-    """A row a run: protocol, base, and what else the runs differ in other than seed and name, as texts.
+def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
+    """The configuration of each run: protocol, base, and whatever else differs between the runs, as texts.
 
-    That is any other setting, the rule of the threshold, and whose test images were taken.
+    What can differ is every setting but the seed and the run's name, the threshold rule, and the source of the test
+    images (`split`). Runs with equal rows differ only in their seed.
+
+    Returns:
+        A row per run.
     """
     rows = []
-    for found in evaluated.values():
-        settings = pd.json_normalize(found.settings.model_dump()).iloc[0]
+    for evaluation in evaluations.values():
+        settings = pd.json_normalize(evaluation.settings.model_dump()).iloc[0]
         settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run"])
-        asked = {"threshold": found.results["threshold_rule"], "split": found.results["split"]}
-        rows.append({**{key: found.results[key] for key in ALWAYS}, **settings, **asked})
+        results = evaluation.results
+        options = {"threshold": results["threshold_rule"], "split": results["split"]}
+        rows.append({**{key: results[key] for key in ALWAYS}, **settings, **options})
     table = pd.DataFrame(rows).astype(str)
     return table.loc[:, table.columns.isin(ALWAYS) | (table.nunique() > 1)]
 
 
-def names(alike: pd.DataFrame) -> list[str]:
-    """What the chart calls each run's kind: its protocol, its base if there are several, what else they differ in."""
-    several = [name for name in alike if name not in ALWAYS or (name == "base" and alike.base.nunique() > 1)]
+def chart_labels(configurations: pd.DataFrame) -> list[str]:
+    """The label of each run's configuration in the chart: protocol, base if there are several, other differences."""
+    columns = [
+        name for name in configurations if name not in ALWAYS or (name == "base" and configurations.base.nunique() > 1)
+    ]
     return [
-        "\n".join([row["protocol"], *(row[name] if name == "base" else f"{name} {row[name]}" for name in several)])
-        for row in alike.to_dict("records")
+        "\n".join([row["protocol"], *(row[name] if name == "base" else f"{name} {row[name]}" for name in columns)])
+        for row in configurations.to_dict("records")
     ]
 
 
-def tabulate(evaluated: dict[Path, Evaluation], alike: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: its kind and seed, what the test set rests on and shares with training, scores.
+def tabulate(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> pd.DataFrame:
+    """The table of comparison.csv, a row per run: configuration, seed, size of the test set, leaks, scores.
 
-    `difference` is the accuracy less that of the first run; shared_image, shared_slide and shared_patient are the
-    shares (0 to 1) of the test images whose image, slide and patient stand in training, shared_image_valid and so on
-    the same of validation.
+    `shared_image`, `shared_slide` and `shared_patient` are the shares (0 to 1) of test images whose image, slide or
+    patient is in the training set too; those with `_valid` are the same for the validation set. `difference` is the
+    accuracy minus that of the first run.
     """
-    results = {run: found.results for run, found in evaluated.items()}
+    results = {run: evaluation.results for run, evaluation in evaluations.items()}
     first = next(iter(results.values()))
     return pd.DataFrame(
         [
             {
                 "run": csv_files.spreadsheet_safe(run.name),
-                **kind,
-                **{key: found[key] for key in ("seed", "n", "slides", "patients")},
-                **{f"shared_{key}": share for key, share in found["leaks"]["shared"].items()},
-                **{f"shared_{key}_valid": share for key, share in found["leaks"]["shared_with_validation"].items()},
-                **{key: found[key] for key in metrics.SCORES},
-                "difference": found["accuracy"] - first["accuracy"],
+                **configuration,
+                **{key: row[key] for key in ("seed", "n", "slides", "patients")},
+                **{f"shared_{key}": share for key, share in row["leaks"]["shared"].items()},
+                **{f"shared_{key}_valid": share for key, share in row["leaks"]["shared_with_validation"].items()},
+                **{key: row[key] for key in metrics.SCORES},
+                "difference": row["accuracy"] - first["accuracy"],
             }
-            for (run, found), kind in zip(results.items(), alike.to_dict("records"))
+            for (run, row), configuration in zip(results.items(), configurations.to_dict("records"))
         ]
     )
 
 
-def pair_up(evaluated: dict[Path, Evaluation]) -> pd.DataFrame:
-    """A row for each two runs that were tested on the same images, with what `intervals.paired` gives.
+def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
+    """The table of pairs.csv: `bootstrap.paired` of every two runs that were tested on the same images.
 
-    Runs that are known to be of different data are no pair, whatever the names of their images.
+    Runs that are known to be trained on different data are no pair, even if their images have the same names.
     """
-    tested: dict[tuple, list] = {}
-    for run, found in evaluated.items():
-        # Under the row protocol an image may be tested twice; a pair of rows must be the same pair in both runs.
-        if found.predictions.filename.is_unique:
-            tested.setdefault(tuple(sorted(found.predictions.filename)), []).append((run, found))
+    same_images: dict[tuple, list] = {}
+    for run, evaluation in evaluations.items():
+        # Under the row protocol a test set can hold an image twice, and rows could not be matched by file name.
+        if evaluation.predictions.filename.is_unique:
+            same_images.setdefault(tuple(sorted(evaluation.predictions.filename)), []).append((run, evaluation))
     return pd.DataFrame(
         [
             {
-                "first": csv_files.spreadsheet_safe(one.name),
-                "second": csv_files.spreadsheet_safe(other.name),
-                **bootstrap.paired(left.predictions, right.predictions),
+                "first": csv_files.spreadsheet_safe(first_run.name),
+                "second": csv_files.spreadsheet_safe(second_run.name),
+                **bootstrap.paired(first.predictions, second.predictions),
             }
-            for runs in tested.values()
-            for (one, left), (other, right) in itertools.combinations(runs, 2)
-            if len({_data_of(left), _data_of(right)} - {None}) < 2
+            for runs in same_images.values()
+            for (first_run, first), (second_run, second) in itertools.combinations(runs, 2)
+            if len({_data_hash(first), _data_hash(second)} - {None}) < 2
         ]
     )
 
 
-def over_seeds(table: pd.DataFrame, alike: list[str]) -> pd.DataFrame:
-    """Each kind of run, in the order in which they came: number of runs, seeds, and every score's mean and deviation.
+def summarize_seeds(runs: pd.DataFrame, configuration: list[str]) -> pd.DataFrame:
+    """The table of seeds.csv, a row per configuration: number of runs, seeds, mean and deviation of every score.
 
     Args:
-        table: of `tabulate`.
-        alike: the columns in which runs must agree to be summed up; runs differ in their seed then.
+        runs: of `tabulate`.
+        configuration: the columns that are equal in runs which differ only in their seed.
     """
-    groups = table.groupby(alike, sort=False)
+    groups = runs.groupby(configuration, sort=False)
     scores = groups[list(metrics.SCORES)].agg(["mean", "std"])
     scores.columns = [" ".join(column) for column in scores.columns]
     counts = {"runs": groups.size(), "seeds": groups.seed.agg(lambda seeds: " ".join(map(str, seeds)))}

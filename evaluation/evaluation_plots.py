@@ -1,4 +1,4 @@
-"""Arrays and tables in, figures out: no file is read here. Benign is blue and malignant orange everywhere."""
+"""Figures of predictions and scores, from arrays and tables; no file is read here. Benign is blue, malignant orange."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from images import plot_style
 
 
 def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
-    """The confusion matrix in counts and in shares of the true class, drawn by scikit-plot."""
+    """The confusion matrix in counts and in shares of the true class, by scikit-plot; both arguments (n,)."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
     for axis, normalize in zip(axes, [False, True]):
         plot_confusion_matrix(
@@ -38,10 +38,10 @@ def curves(malignant: np.ndarray, probability: np.ndarray, bands: dict, areas: t
     """ROC and precision-recall curves.
 
     Args:
-        malignant: (n,), whether an image is.
-        probability: (n,) of malignant.
-        bands: as `intervals.curve_bands` gives them; empty for none.
-        areas: under the ROC curve, and the average precision.
+        malignant: (n,), bool, whether each image is malignant.
+        probability: (n,), of malignant.
+        bands: as `bootstrap.curve_bands` returns them; empty for none.
+        areas: the area under the ROC curve, and the average precision.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained")
     RocCurveDisplay.from_predictions(malignant, probability, ax=axes[0])
@@ -63,12 +63,12 @@ def curves(malignant: np.ndarray, probability: np.ndarray, bands: dict, areas: t
 
 
 def reliability(before: pd.DataFrame, after: pd.DataFrame, errors: Sequence[float]) -> Figure:
-    """The share that is malignant against the probability, before and after temperature scaling.
+    """The reliability diagram (share of malignant images over mean probability), before and after temperature scaling.
 
     Args:
-        before: probability, malignant and n of each bin, as `measures.reliability` gives them.
-        after: the same of the scaled probabilities.
-        errors: the expected calibration error of both.
+        before: probability, malignant and n of each bin, as `metrics.reliability` returns them.
+        after: the same for the scaled probabilities.
+        errors: the expected calibration error before and after.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.3), layout="constrained", sharey=True)
     for axis, bins, error, title in zip(axes, [before, after], errors, ["As predicted", "After temperature scaling"]):
@@ -105,24 +105,24 @@ def scores(predictions: pd.DataFrame, threshold: float) -> Figure:
 
 
 def groups(patients: dict[str, pd.DataFrame], accuracy: dict[str, dict]) -> Figure:
-    """Accuracy of the groups of images (bars) and of the single patients in them (dots), a panel a grouping.
+    """Accuracy of each group of images (bars) and of the patients in it (dots), a panel per grouping.
 
     Args:
-        patients: grouping -> frame of group, label and right (share), a row a patient in a group.
+        patients: grouping -> frame of group, label and correct (share of images), a row per group and patient.
         accuracy: grouping -> group -> accuracy, n and patients.
     """
-    ratios = [len(found) + 0.5 for found in accuracy.values()]
+    ratios = [len(scores) + 0.5 for scores in accuracy.values()]
     figure, axes = plt.subplots(
         1, len(accuracy), figsize=(11, 4), layout="constrained", sharey=True, width_ratios=ratios
     )
-    for axis, (name, found) in zip(axes, accuracy.items()):
-        order = list(found)
-        axis.bar(order, [found[group]["accuracy"] for group in order], color="0.85", width=0.7)
+    for axis, (name, scores) in zip(axes, accuracy.items()):
+        order = list(scores)
+        axis.bar(order, [scores[group]["accuracy"] for group in order], color="0.85", width=0.7)
         dots = patients[name]
         sns.stripplot(
             dots,
             x="group",
-            y="right",
+            y="correct",
             hue="label",
             hue_order=plot_style.LABELS,
             palette=plot_style.COLORS,
@@ -131,37 +131,41 @@ def groups(patients: dict[str, pd.DataFrame], accuracy: dict[str, dict]) -> Figu
             ax=axis,
         )
         axis.get_legend().remove()
-        labels = [f"{group.replace('_', chr(10))}\n{_numbers(found[group])}" for group in order]
+        labels = [f"{group.replace('_', chr(10))}\n{_numbers(scores[group])}" for group in order]
         axis.set_xticks(range(len(order)), labels, fontsize=8)
-        axis.set(title=f"By {name}", xlabel="", ylim=(-0.03, 1.05), ylabel="share of images that are right")
+        axis.set(title=f"By {name}", xlabel="", ylim=(-0.03, 1.05), ylabel="share of correct images")
     handles = [
         plt.Line2D([], [], marker="o", linestyle="", color=plot_style.COLORS[label]) for label in plot_style.LABELS
     ]
-    words = [f"a {label} patient" for label in plot_style.LABELS]
-    figure.legend(handles, words, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
+    labels = [f"a {label} patient" for label in plot_style.LABELS]
+    figure.legend(handles, labels, frameon=False, ncols=2, loc="outside upper right", fontsize=9)
     return figure
 
 
 def _numbers(group: dict) -> str:
     patients = f"{group['patients']} patient{'' if group['patients'] == 1 else 's'}"
-    return f"{group['accuracy']:.0%} right\n{group['n']} images\n{patients}"
+    return f"{group['accuracy']:.0%} correct\n{group['n']} images\n{patients}"
 
 
 def patients(table: pd.DataFrame) -> Figure:
-    """Each patient's share of right images, worst first, with its images and errors; as `measures.by_patient`."""
-    table = table.sort_values(["right", "n"], ascending=[True, False])
+    """Each patient's share of correct images, lowest first, with its number of images and errors.
+
+    Args:
+        table: of `metrics.by_patient`.
+    """
+    table = table.sort_values(["correct", "n"], ascending=[True, False])
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.24 * len(table)), layout="constrained")
-    places = np.arange(len(table))
-    axis.barh(places, table.right, color=[plot_style.COLORS[label] for label in table.label], height=0.75)
-    for place, row in zip(places, table.itertuples()):
-        errors = round(row.n * (1 - row.right))
-        wrong = "" if row.pooled_right else "; pooled decision wrong"
-        axis.annotate(f" {errors} of {row.n} wrong{wrong}", (row.right, place), va="center", fontsize=8)
-    axis.set_yticks(places, table.patient, fontsize=8)
-    # A patient without a right image has no bar that could show its class.
+    positions = np.arange(len(table))
+    axis.barh(positions, table.correct, color=[plot_style.COLORS[label] for label in table.label], height=0.75)
+    for position, row in zip(positions, table.itertuples()):
+        errors = round(row.n * (1 - row.correct))
+        pooled = "" if row.pooled_correct else "; patient misclassified"
+        axis.annotate(f" {errors} of {row.n} wrong{pooled}", (row.correct, position), va="center", fontsize=8)
+    axis.set_yticks(positions, table.patient, fontsize=8)
+    # A patient without a correct image has no bar to show the class by its colour.
     for text, label in zip(axis.get_yticklabels(), table.label):
         text.set_color(plot_style.COLORS[label])
-    axis.set(xlabel="share of the patient's images that are right", ylabel="patient", xlim=(0, 1.35))
+    axis.set(xlabel="share of the patient's images that are correct", ylabel="patient", xlim=(0, 1.35))
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.invert_yaxis()
     handles = [plt.Rectangle((0, 0), 1, 1, color=plot_style.COLORS[label]) for label in plot_style.LABELS]
@@ -170,20 +174,26 @@ def patients(table: pd.DataFrame) -> Figure:
 
 
 def intervals(scores: pd.DataFrame) -> Figure:
-    """Each score with its interval over patients (dark) and over images (light).
+    """Each score with its intervals, patients resampled (dark) and images resampled (light).
 
     Args:
         scores: name, value, patient_low, patient_high, image_low, image_high; NaN where there is no interval.
     """
     figure, axis = plt.subplots(figsize=(9, 1.3 + 0.36 * len(scores)), layout="constrained")
-    places = np.arange(len(scores))
+    positions = np.arange(len(scores))
     for unit, color, width, shift in [("patient", plot_style.INK, 3, -0.13), ("image", "#56B4E9", 3, 0.13)]:
         low, high = scores[f"{unit}_low"], scores[f"{unit}_high"]
-        axis.hlines(places + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
+        axis.hlines(positions + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
     axis.plot(
-        scores.value, places, "o", color=plot_style.INK, markersize=5, markerfacecolor="white", label="on the test set"
+        scores.value,
+        positions,
+        "o",
+        color=plot_style.INK,
+        markersize=5,
+        markerfacecolor="white",
+        label="on the test set",
     )
-    axis.set_yticks(places, scores.name)
+    axis.set_yticks(positions, scores.name)
     axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "image_low", "value"]])) - 0.02, 1.02))
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)
@@ -193,10 +203,10 @@ def intervals(scores: pd.DataFrame) -> Figure:
 
 
 def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
-    """Accuracy of each group of runs (bar: mean, dots: runs) beside published figures (dashed).
+    """Accuracy of each group of runs (bar: mean, dots: runs) and of published results (dashed lines).
 
     Args:
-        runs: group, accuracy and shared_patient of each run.
+        runs: group, accuracy and shared_patient, a row per run.
         references: name -> accuracy.
     """
     figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
@@ -207,15 +217,16 @@ def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
     bars = axis.bar(order, means, color=[colors[leak] for leak in leaky], width=0.6)
     axis.bar_label(bars, [f"{mean:.1%}" for mean in means], label_type="center", fontsize=9)
     sns.stripplot(runs, x="group", y="accuracy", order=order, color="black", size=4, jitter=0.12, ax=axis, zorder=3)
-    above = 0.0
+    label_height = 0.0
     for name, value in sorted(references.items(), key=lambda item: item[1]):
         axis.axhline(value, color="0.35", linestyle="--", linewidth=0.9, zorder=0)
-        # Names of neighbouring lines move up rather than onto each other.
-        above = max(value, above + 0.045)
-        place = {"xy": (1.01, above), "xycoords": ("axes fraction", "data")}
-        axis.annotate(f"{name}: {value:.1%}", **place, fontsize=8, va="center")
+        # Labels of close lines are moved up, so that they do not overlap.
+        label_height = max(value, label_height + 0.045)
+        axis.annotate(
+            f"{name}: {value:.1%}", (1.01, label_height), xycoords=("axes fraction", "data"), fontsize=8, va="center"
+        )
     handles = [plt.Rectangle((0, 0), 1, 1, color=colors[leak]) for leak in (True, False)]
-    words = ["test patients also in training", "patients new to the network"]
-    axis.legend(handles, words, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    axis.set(xlabel="protocol: what the split keeps whole", ylabel="test accuracy", ylim=(0, 1.03))
+    labels = ["test patients also in training", "test patients not in training"]
+    axis.legend(handles, labels, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    axis.set(xlabel="protocol: what the split keeps together", ylabel="test accuracy", ylim=(0, 1.03))
     return figure

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: what is drawn, from which rows, under which heading."""
+"""The figures of a report: which rows each one shows, in which section, under which heading."""
 
 from __future__ import annotations
 
@@ -13,26 +13,19 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from evaluation import bootstrap, calibration, evaluation_plots, gradcam, metrics
-from evaluation.results import Evaluation
+from evaluation.evaluation import Evaluation
 from images import audit, data_plots, decoding, plot_style
 
-SHOWN = 30
-EXPLAINED = 12
-# The maps of 120 images of 224 pixels take 7 s on two cores, and drawing their pages as long again.
-MOST_EXPLAINED = 120
-IN_BRACKETS = "in brackets: probability of malignant"
+# Images per gallery and per page of heat maps.
+PER_GALLERY = 30
+PER_HEATMAP_PAGE = 12
+# Heat maps of 120 images of 224 pixels take 7 s on two cores, and drawing their pages as long again.
+MAX_WRONG_HEATMAPS = 120
+CAPTION_NOTE = "in brackets: probability of malignant"
 
 
-class Drawn(NamedTuple):
-    """A figure on disk: its file, its heading, the words for those who cannot see it."""
-
-    path: Path
-    heading: str
-    alt: str
-
-
-class Drawing(NamedTuple):
-    """A figure to be written: the section that it belongs to, its file's stem, heading and alternative text."""
+class ReportFigure(NamedTuple):
+    """A figure for a section of the report: file name without suffix, heading, alternative text."""
 
     section: str
     name: str
@@ -41,97 +34,116 @@ class Drawing(NamedTuple):
     alt: str
 
 
-def draw(found: Evaluation, network: keras.Model) -> dict[str, list[Drawn]]:
-    """Writes every figure as PNG into the evaluation's folder; gives the sections with what belongs into them."""
-    sections: dict[str, list[Drawn]] = {}
+class SavedFigure(NamedTuple):
+    """A figure on disk, without its pixels in memory: file, heading, alternative text."""
+
+    path: Path
+    heading: str
+    alt: str
+
+
+def draw(evaluation: Evaluation, network: keras.Model) -> dict[str, list[SavedFigure]]:
+    """Writes every figure as PNG to the evaluation's folder.
+
+    Returns:
+        Section -> its figures, in the order of the report.
+    """
+    sections: dict[str, list[SavedFigure]] = {}
     with tqdm(desc="drawing", unit="figure", delay=5) as bar:
-        for drawing in all_drawings(found, network):
-            path = found.out / f"{drawing.name}.png"
-            plot_style.save(drawing.figure, path, found.note)
-            sections.setdefault(drawing.section, []).append(Drawn(path, drawing.heading, drawing.alt))
+        for drawn in all_figures(evaluation, network):
+            path = evaluation.folder / f"{drawn.name}.png"
+            plot_style.save(drawn.figure, path, evaluation.note)
+            sections.setdefault(drawn.section, []).append(SavedFigure(path, drawn.heading, drawn.alt))
             bar.update()
     return sections
 
 
-def all_drawings(found: Evaluation, network: keras.Model) -> Iterator[Drawing]:
-    """One after the other, so that no two figures are in memory."""
-    yield from of_scores(found)
-    yield from of_calibration(found)
-    yield from of_groups(found)
-    folder = audit.image_folder(found.settings.data.root)
-    yield from galleries(found, folder)
-    yield from heatmaps(found, folder, network)
+def all_figures(evaluation: Evaluation, network: keras.Model) -> Iterator[ReportFigure]:
+    """Every figure of the report, one at a time, so that only one is in memory."""
+    yield from score_figures(evaluation)
+    yield from calibration_figures(evaluation)
+    yield from subgroup_figures(evaluation)
+    folder = audit.image_folder(evaluation.settings.data.root)
+    yield from galleries(evaluation, folder)
+    yield from heatmaps(evaluation, folder, network)
 
 
-def of_scores(found: Evaluation) -> Iterator[Drawing]:
-    """Confusion matrix, curves, intervals."""
-    test, results = found.predictions, found.results
+def score_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
+    """Confusion matrix, ROC and precision-recall curves, confidence intervals."""
+    test, results = evaluation.predictions, evaluation.results
     (tn, fp), (fn, tp) = results["confusion_matrix"]
-    alt = f"Of {tn + fp} benign images {fp} were called malignant, of {fn + tp} malignant ones {fn} benign."
-    yield Drawing(
-        "results", "confusion_matrix", evaluation_plots.confusion(test.label, test.prediction), "Confusion matrix", alt
-    )
+    figure = evaluation_plots.confusion(test.label, test.prediction)
+    alt = f"{fp} of {tn + fp} benign images are predicted malignant, {fn} of {fn + tp} malignant images benign."
+    yield ReportFigure("results", "confusion_matrix", figure, "Confusion matrix", alt)
     areas = results["roc_auc"], results["average_precision"]
     malignant, bands = test.label == "malignant", bootstrap.curve_bands(test, results["bootstrap"]["seed"])
     figure = evaluation_plots.curves(malignant, test.probability, bands, areas)
     alt = f"Area under the ROC curve {areas[0]:.3f}, average precision {areas[1]:.3f}."
-    yield Drawing("results", "curves", figure, "ROC and precision-recall", alt)
-    figure = evaluation_plots.intervals(found.scores)
-    yield Drawing("results", "intervals", figure, "Scores with both intervals", "The table of scores as a figure.")
+    yield ReportFigure("results", "curves", figure, "ROC and precision-recall", alt)
+    figure = evaluation_plots.intervals(evaluation.scores)
+    yield ReportFigure("results", "intervals", figure, "Scores with both intervals", "The table of scores as a figure.")
 
 
-def of_calibration(found: Evaluation) -> Iterator[Drawing]:
+def calibration_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
     """Reliability before and after temperature scaling, histogram of the probabilities."""
-    test, results = found.predictions, found.results
+    test, results = evaluation.predictions, evaluation.results
     malignant, errors = test.label == "malignant", results["calibration"]["test"]["ece"]
     scaled = calibration.scale(test.probability, results["calibration"]["temperature"])
     bins = [metrics.reliability(malignant, probability) for probability in (test.probability, scaled)]
-    alt = f"Expected calibration error {errors[0]:.3f} as predicted, {errors[1]:.3f} scaled."
-    yield Drawing("calibration", "reliability", evaluation_plots.reliability(*bins, errors), "Reliability", alt)
+    figure = evaluation_plots.reliability(*bins, errors)
+    alt = f"Expected calibration error {errors[0]:.3f} as predicted, {errors[1]:.3f} after temperature scaling."
+    yield ReportFigure("calibration", "reliability", figure, "Reliability", alt)
     figure = evaluation_plots.scores(test, results["threshold"])
     means = test.groupby("label").probability.mean()
     alt = "Mean probability of malignant: " + ", ".join(f"{label} {mean:.2f}" for label, mean in means.items()) + "."
-    yield Drawing("calibration", "scores", figure, "Probabilities by class", alt)
+    yield ReportFigure("calibration", "scores", figure, "Probabilities by class", alt)
 
 
-def of_groups(found: Evaluation) -> Iterator[Drawing]:
-    """Accuracy by magnification and subtype, and patient by patient."""
-    test, results = found.predictions, found.results
-    names = {"magnification": "mag", "subtype": "subtype"}
-    right = test.assign(right=(test.prediction == test.label).astype(float))
+def subgroup_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
+    """Accuracy by magnification and subtype, and by patient."""
+    test, results = evaluation.predictions, evaluation.results
+    columns = {"magnification": "mag", "subtype": "subtype"}
+    correct = test.assign(correct=(test.prediction == test.label).astype(float))
     patients = {
-        name: right.assign(group=right[column].astype(str))
+        name: correct.assign(group=correct[column].astype(str))
         .groupby(["group", "label", "patient"], as_index=False)
-        .right.mean()
-        for name, column in names.items()
+        .correct.mean()
+        for name, column in columns.items()
     }
-    accuracy = {name: results[f"by_{name}"] for name in names}
-    told = [f"{group} {part['accuracy']:.0%}" for parts in accuracy.values() for group, part in parts.items()]
+    accuracy = {name: results[f"by_{name}"] for name in columns}
     figure = evaluation_plots.groups(patients, accuracy)
-    yield Drawing("parts", "groups", figure, "Accuracy by magnification and subtype", "Accuracy: " + ", ".join(told))
+    alt = "Accuracy: " + ", ".join(
+        f"{group} {scores['accuracy']:.0%}" for groups in accuracy.values() for group, scores in groups.items()
+    )
+    yield ReportFigure("subgroups", "groups", figure, "Accuracy by magnification and subtype", alt)
     figure = evaluation_plots.patients(metrics.by_patient(test, results["threshold"]))
-    alt = f"Mean share of right images {results['recognition_rate']:.1%}."
-    yield Drawing("parts", "patients", figure, "Patient by patient", alt)
+    alt = f"Mean share of correct images {results['recognition_rate']:.1%}."
+    yield ReportFigure("subgroups", "patients", figure, "Accuracy by patient", alt)
 
 
-def galleries(found: Evaluation, folder: Path) -> Iterator[Drawing]:
-    """The first predictions, every wrong one, the most and the least certain."""
-    test, wrong = found.predictions, found.wrong
-    first = test.groupby("label").head(SHOWN // 2)
-    certain = calibration.certainty(test.probability, found.results["threshold"]).sort_values(kind="stable").index
-    yield _gallery("images", "predictions", first, f"The first {SHOWN // 2} test images of each class", folder)
-    least, most = test.loc[certain[: SHOWN // 2]], test.loc[certain[::-1][: SHOWN // 2]]
-    yield _gallery("images", "least_certain", least, "The least certain predictions", folder)
-    yield _gallery("images", "most_certain", most, "The most certain predictions", folder)
-    for page, (rows, place) in enumerate(_pages(wrong, SHOWN), start=1):
-        title = f"Misclassified images {place} of {len(wrong)}, the surest first"
-        yield _gallery("errors", f"misclassified-{page:02}", rows, title, folder)
+def galleries(evaluation: Evaluation, folder: Path) -> Iterator[ReportFigure]:
+    """The first predictions, the least and the most certain ones, and every misclassified image.
+
+    Args:
+        evaluation: what to show.
+        folder: of the images, as `audit.image_folder` returns it.
+    """
+    test, wrong, half = evaluation.predictions, evaluation.misclassified, PER_GALLERY // 2
+    first = test.groupby("label").head(half)
+    yield _gallery("examples", "predictions", first, f"The first {half} test images of each class", folder)
+    certainty = calibration.certainty(test.probability, evaluation.results["threshold"])
+    order = certainty.sort_values(kind="stable").index
+    yield _gallery("examples", "least_certain", test.loc[order[:half]], "The least certain predictions", folder)
+    yield _gallery("examples", "most_certain", test.loc[order[::-1][:half]], "The most certain predictions", folder)
+    for number, (rows, span) in enumerate(_pages(wrong, PER_GALLERY), start=1):
+        title = f"Misclassified images {span} of {len(wrong)}, the most certain first"
+        yield _gallery("errors", f"misclassified-{number:02}", rows, title, folder)
 
 
-def _gallery(section: str, name: str, rows: pd.DataFrame, title: str, folder: Path) -> Drawing:
+def _gallery(section: str, name: str, rows: pd.DataFrame, title: str, folder: Path) -> ReportFigure:
     images = [audit.read_rgb(folder, path) for path in rows.path]
-    figure = data_plots.gallery(images, captions(rows), rows.label, f"{title}; {IN_BRACKETS}")
-    return Drawing(section, name, figure, title, f"{len(rows)} images with their predictions.")
+    figure = data_plots.gallery(images, captions(rows), rows.label, f"{title}; {CAPTION_NOTE}")
+    return ReportFigure(section, name, figure, title, f"{len(rows)} images with their predictions.")
 
 
 def captions(rows: pd.DataFrame) -> list[str]:
@@ -141,35 +153,40 @@ def captions(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def heatmaps(found: Evaluation, folder: Path, network: keras.Model) -> Iterator[Drawing]:
-    """What the network looked at, each image beside its map."""
-    for name, rows, words in explained(found):
-        images = decoding.decode([folder / path for path in rows.path], found.settings.data.image_size)
-        heats = gradcam.heatmaps(network, images.astype(np.float32), (rows.prediction == "malignant").to_numpy())
-        pairs = [np.hstack([image, gradcam.overlay(image, heat)]) for image, heat in zip(images, heats)]
-        heading = f"Grad-CAM of {words}"
-        title = f"{heading}; {IN_BRACKETS}\nbright: what spoke for the predicted class, each scaled to its own maximum"
-        figure = data_plots.gallery(pairs, captions(rows), rows.label, title, columns=4)
-        yield Drawing("heat", f"heatmaps-{name}", figure, heading, "Each image beside its heat map.")
+def heatmaps(evaluation: Evaluation, folder: Path, network: keras.Model) -> Iterator[ReportFigure]:
+    """Pages of images, each next to its Grad-CAM heat map for the predicted class.
+
+    Args:
+        evaluation: what to show.
+        folder: of the images, as `audit.image_folder` returns it.
+        network: of `checkpoint.load`.
+    """
+    for name, rows, title in heatmap_pages(evaluation):
+        images = decoding.decode([folder / path for path in rows.path], evaluation.settings.data.image_size)
+        maps = gradcam.heatmaps(network, images.astype(np.float32), (rows.prediction == "malignant").to_numpy())
+        pairs = [np.hstack([image, gradcam.overlay(image, heat)]) for image, heat in zip(images, maps)]
+        heading = f"Grad-CAM of {title}"
+        note = f"{CAPTION_NOTE}\nbright: evidence for the predicted class, each map scaled to its own maximum"
+        figure = data_plots.gallery(pairs, captions(rows), rows.label, f"{heading}; {note}", columns=4)
+        yield ReportFigure("heatmaps", f"heatmaps-{name}", figure, heading, "Each image next to its heat map.")
 
 
-def explained(found: Evaluation) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """The name, rows and words of each page of heat maps: the wrong ones, and the surest right ones of each class."""
-    test, wrong = found.predictions, found.wrong
-    shown = wrong.head(MOST_EXPLAINED)
-    left_out = f" (heat maps of {len(shown)} only)" if len(shown) < len(wrong) else ""
-    for page, (rows, place) in enumerate(_pages(shown, EXPLAINED), start=1):
-        words = f"the wrong predictions {place} of {len(wrong)}, the surest first{left_out}"
-        yield f"wrong-{page:02}", rows, words
-    right = test[test.prediction == test.label].sort_values("probability", kind="stable")
-    benign, malignant = right[right.label == "benign"], right[right.label == "malignant"].iloc[::-1]
+def heatmap_pages(evaluation: Evaluation) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Name, rows and title of each page of heat maps: misclassified images, and the most certain correct ones."""
+    test, wrong = evaluation.predictions, evaluation.misclassified
+    shown = wrong.head(MAX_WRONG_HEATMAPS)
+    limit = f" (heat maps of {len(shown)} only)" if len(shown) < len(wrong) else ""
+    for number, (rows, span) in enumerate(_pages(shown, PER_HEATMAP_PAGE), start=1):
+        yield f"wrong-{number:02}", rows, f"misclassified images {span} of {len(wrong)}, the most certain first{limit}"
+    correct = test[test.prediction == test.label].sort_values("probability", kind="stable")
+    benign, malignant = correct[correct.label == "benign"], correct[correct.label == "malignant"].iloc[::-1]
     for label, rows in {"benign": benign, "malignant": malignant}.items():
         if len(rows):
-            yield label, rows.head(EXPLAINED), f"the surest right predictions of {label}"
+            yield label, rows.head(PER_HEATMAP_PAGE), f"the most certain correct predictions of {label}"
 
 
 def _pages(rows: pd.DataFrame, size: int) -> Iterator[tuple[pd.DataFrame, str]]:
-    """The rows of each page, and which they are, `1 to 30` for instance."""
+    """The rows of each page, and their numbers as text, for example `1 to 30`."""
     for start in range(0, len(rows), size):
         page = rows.iloc[start : start + size]
         yield page, f"{start + 1} to {start + len(page)}"

@@ -1,7 +1,7 @@
-"""Predictions in, figures out: every score of an evaluation, for the test set and for its parts.
+"""Every metric of an evaluation, for the test set and for its subgroups.
 
-Malignant is the positive class. A frame of predictions has label, probability (of malignant), prediction, filename,
-slide, patient, mag and subtype, a row an image.
+Malignant is the positive class. A frame of predictions has a row per image, with label, probability (of malignant),
+prediction, filename, slide, patient, mag and subtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sklearn.metrics
 import config
 import data
 
-# Name in metrics.json -> name for readers, in the order of every table.
+# Key in metrics.json -> name in tables and figures, in their order.
 SCORES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -36,8 +36,22 @@ BINS = 10
 GROUPINGS = {"mag": "magnification", "subtype": "subtype", "slide": "slide", "patient": "patient"}
 
 
+def classify(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """The predicted labels: malignant where the probability of malignant is at least the threshold, else benign."""
+    return np.where(probability >= threshold, "malignant", "benign")
+
+
 def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float) -> dict:
-    """The figures of metrics.json: counts, SCORES, per class, the confusion matrix, and those of the parts."""
+    """The metrics of a test set as in metrics.json.
+
+    Args:
+        predictions: of the test set.
+        settings: of the run; protocol and seed are copied.
+        threshold: that `prediction` was made with; here it decides on the mean probability of each patient.
+
+    Returns:
+        Counts, every one of SCORES, per_class, confusion_matrix ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
+    """
     true, predicted = predictions.label, predictions.prediction
     by_class = sklearn.metrics.classification_report(
         true, predicted, labels=data.LABELS, output_dict=True, zero_division=0
@@ -69,7 +83,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float) 
 
 
 def score_decisions(predictions: pd.DataFrame, per_class: dict) -> dict[str, float]:
-    """Those SCORES that look at the predicted labels of the images."""
+    """Those of SCORES that follow from the predicted labels of the images; per_class as `measure` returns it."""
     true, predicted = predictions.label, predictions.prediction
     benign, malignant = per_class["benign"], per_class["malignant"]
     return {
@@ -87,7 +101,7 @@ def score_decisions(predictions: pd.DataFrame, per_class: dict) -> dict[str, flo
 
 
 def score_probabilities(malignant: np.ndarray, probability: np.ndarray) -> dict[str, float]:
-    """Those SCORES that look at the probabilities of the images."""
+    """Those of SCORES that follow from the probabilities of the images; both arguments (n,)."""
     return {
         "roc_auc": sklearn.metrics.roc_auc_score(malignant, probability),
         "average_precision": sklearn.metrics.average_precision_score(malignant, probability),
@@ -97,7 +111,7 @@ def score_probabilities(malignant: np.ndarray, probability: np.ndarray) -> dict[
 
 
 def calibration_error(malignant: np.ndarray, probability: np.ndarray) -> float:
-    """The expected calibration error over BINS bins of equal width of the probability of malignant.
+    """The expected calibration error of the probability of malignant, over BINS bins of equal width.
 
     Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
     """
@@ -106,14 +120,14 @@ def calibration_error(malignant: np.ndarray, probability: np.ndarray) -> float:
 
 
 def reliability(malignant: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
-    """For each bin that is not empty: n, mean probability, and the share that is malignant."""
+    """A row per bin that is not empty: n, probability (mean) and malignant (share that is malignant)."""
     images = pd.DataFrame({"probability": np.asarray(probability), "malignant": np.asarray(malignant, float)})
     groups = images.groupby(bin_of(images.probability))
     return groups.mean().assign(n=groups.size())
 
 
 def bin_of(probability: np.ndarray) -> np.ndarray:
-    """The number of the bin, 0 to BINS - 1, that each probability falls into."""
+    """The bin, 0 to BINS - 1, of each probability; 1.0 is in the last one."""
     return np.minimum(np.asarray(probability) * BINS, BINS - 1).astype(int)
 
 
@@ -121,48 +135,51 @@ def score_patients(predictions: pd.DataFrame, threshold: float) -> dict[str, flo
     """Both scores that the literature calls patient-level.
 
     The recognition rate (Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification", 2016)
-    is the mean over patients of the share of their images that are right. Pooled, a patient's mean probability
-    decides once.
+    is the mean over patients of the share of their images that are correct. The patient accuracy classifies each
+    patient once, by the mean probability of its images.
     """
     patients = by_patient(predictions, threshold)
-    return {"recognition_rate": float(patients.right.mean()), "patient_accuracy": float(patients.pooled_right.mean())}
+    return {
+        "recognition_rate": float(patients.correct.mean()),
+        "patient_accuracy": float(patients.pooled_correct.mean()),
+    }
 
 
 def by_patient(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """A row a patient: patient, label, n, right (share of the images), probability (mean), pooled_right (0 or 1)."""
-    images = predictions.assign(right=predictions.prediction == predictions.label)
+    """A row per patient: patient, label, n, correct (share of images), probability (mean), pooled_correct (0 or 1)."""
+    images = predictions.assign(correct=predictions.prediction == predictions.label)
     groups = images.groupby(["patient", "label"], sort=False)
-    patients = groups.agg(n=("right", "size"), right=("right", "mean"), probability=("probability", "mean"))
+    patients = groups.agg(n=("correct", "size"), correct=("correct", "mean"), probability=("probability", "mean"))
     patients = patients.reset_index()
-    pooled = np.where(patients.probability >= threshold, "malignant", "benign")
-    return patients.assign(pooled_right=(pooled == patients.label).astype(float))
+    pooled = classify(patients.probability, threshold)
+    return patients.assign(pooled_correct=(pooled == patients.label).astype(float))
 
 
 def by_group(predictions: pd.DataFrame, column: str) -> dict[str, dict]:
-    """For each value of the column: n, patients, accuracy and mean probability; rates and AUC where they exist."""
-    found = {}
+    """The metrics of each subgroup, by the column's value; None where a subgroup lacks the class that one needs."""
+    groups = {}
     for name, rows in predictions.groupby(column):
-        right = rows.prediction == rows.label
+        correct = rows.prediction == rows.label
         malignant = rows.label == "malignant"
-        both = malignant.any() and not malignant.all()
-        found[str(name)] = {
+        both_classes = malignant.any() and not malignant.all()
+        groups[str(name)] = {
             "n": len(rows),
             "patients": int(rows.patient.nunique()),
             "labels": sorted(rows.label.unique()),
-            "accuracy": float(right.mean()),
-            "sensitivity": float(right[malignant].mean()) if malignant.any() else None,
-            "specificity": float(right[~malignant].mean()) if not malignant.all() else None,
-            "roc_auc": float(sklearn.metrics.roc_auc_score(malignant, rows.probability)) if both else None,
+            "accuracy": float(correct.mean()),
+            "sensitivity": float(correct[malignant].mean()) if malignant.any() else None,
+            "specificity": float(correct[~malignant].mean()) if not malignant.all() else None,
+            "roc_auc": float(sklearn.metrics.roc_auc_score(malignant, rows.probability)) if both_classes else None,
             "mean_probability": float(rows.probability.mean()),
         }
-    return found
+    return groups
 
 
 def groups_table(results: dict) -> pd.DataFrame:
-    """The parts of metrics.json as one table: grouping, group and what `by_group` gives."""
+    """The subgroups in metrics.json as one table: grouping, group and the metrics of `by_group`."""
     rows = [
-        {"grouping": name, "group": group, **figures, "labels": " ".join(figures["labels"])}
+        {"grouping": name, "group": group, **scores, "labels": " ".join(scores["labels"])}
         for name in GROUPINGS.values()
-        for group, figures in results[f"by_{name}"].items()
+        for group, scores in results[f"by_{name}"].items()
     ]
     return pd.DataFrame(rows)

@@ -1,41 +1,41 @@
-"""What the training images look like to the base, and how far from them another image is."""
+"""Out-of-distribution detection: how far the features of an image are from those of the training images."""
 
 from __future__ import annotations
 
 import numpy as np
 
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets
 
-# Share of the training images, in percent, that are no farther off than the limit.
+# This percentage of the training images is within the limit.
 PERCENT = 99
 CHUNK = 4096
 
 
-def describe(rows: np.ndarray, places: np.ndarray | None = None) -> dict:
-    """What a checkpoint has to say of its training images for `distances`; plain values, as JSON takes them.
+def describe(features: np.ndarray, places: np.ndarray | None = None) -> dict:
+    """Statistics of the training features for `distances`, as plain values for JSON (key `familiar` of a checkpoint).
 
     Args:
-        rows: (n, width), pooled features; may be a memory map, of which only a part is held in memory at a time.
-        places: which of the rows are training images, in any shape, repeats counted once; None for all.
+        features: (n, width), pooled; may be a memory map, which is read in chunks.
+        places: the row numbers of training images, in any shape; repeats count once. None for all rows.
 
     Returns:
-        `mean` and `deviation` of each feature, and `limit`, the distance that 99 % of the training images keep.
+        `mean` and `deviation` of each feature (width,), and `limit`: 99 % of the training images are no farther.
     """
-    places = np.unique(np.arange(len(rows)) if places is None else places)
-    mean, variance = feature_datasets.statistics(extraction.Features(rows, places))
-    familiar = {"mean": mean.tolist(), "deviation": np.sqrt(model.floored(variance)).tolist()}
-    chunks = (rows[places[start : start + CHUNK]] for start in range(0, len(places), CHUNK))
-    own = np.concatenate([distances(chunk, familiar) for chunk in chunks])
-    return familiar | {"limit": float(np.percentile(own, PERCENT))}
+    places = np.unique(np.arange(len(features)) if places is None else places)
+    mean, variance = feature_datasets.statistics(features, places)
+    statistics = {"mean": mean.tolist(), "deviation": np.sqrt(model.floored(variance)).tolist()}
+    chunks = (features[places[start : start + CHUNK]] for start in range(0, len(places), CHUNK))
+    training_distances = np.concatenate([distances(chunk, statistics) for chunk in chunks])
+    return statistics | {"limit": float(np.percentile(training_distances, PERCENT))}
 
 
-def distances(rows: np.ndarray, familiar: dict) -> np.ndarray:
-    """The root of the mean square of the standardised features (n, width), as (n,); about 1 for a training image.
+def distances(features: np.ndarray, statistics: dict) -> np.ndarray:
+    """The root mean square of the standardised features of each image, (n,); about 1 for a training image.
 
     Args:
-        rows: pooled features.
-        familiar: of `describe`.
+        features: (n, width), pooled.
+        statistics: of `describe`.
     """
-    standardized = (rows - np.array(familiar["mean"])) / np.array(familiar["deviation"])
+    standardized = (features - np.array(statistics["mean"])) / np.array(statistics["deviation"])
     return np.sqrt(np.mean(standardized**2, axis=1))

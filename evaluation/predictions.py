@@ -1,4 +1,4 @@
-"""The images that a checkpoint is judged by, and what it predicts for them."""
+"""Reads the split that a checkpoint is evaluated on, and predicts its images."""
 
 from __future__ import annotations
 
@@ -20,37 +20,41 @@ from safety.errors import InputError
 
 
 def read_split(path: Path, protocol: str = "row", sha256: str = "") -> pd.DataFrame:
-    """Reads a split.csv and adds what the names say (path, mag, subtype, label_int).
+    """Reads a split.csv and adds what the file names contain (path, mag, subtype, label_int).
 
     Args:
         path: the file.
-        protocol: the one whose contract it must keep; `row` asks only that the test set is balanced.
-        sha256: of the split that the checkpoint was trained with; any other is refused.
+        protocol: what the split must keep whole; `row` checks only that the test set is balanced.
+        sha256: of the split that the checkpoint was trained with; any other is refused. Empty for any split.
+
+    Returns:
+        A row per line of the file, in its order.
 
     Raises:
-        InputError: the file is missing or no split, is another one, breaks the contract, or contradicts its names.
+        InputError: the file is missing, is no split or another one, breaks the protocol, or contradicts a file name.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such split")
     content = limits.read_bytes(path, csv_files.MAX_BYTES)
-    came = hashlib.sha256(content).hexdigest()
-    if sha256 and came != sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 and digest != sha256:
         raise InputError(
-            f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}, got {came[:12]});"
-            " to test on other images give --split FILE, and the report will say so"
+            f"{path}: not the split that the checkpoint was trained with (SHA-256 {sha256[:12]}, got {digest[:12]});"
+            " to test on other images use --split FILE, and the report will name that split"
         )
     table = csv_files.parse(content, path)
     if list(table.columns) != splits.COLUMNS:
         raise InputError(f"{path}: columns must be {', '.join(splits.COLUMNS)}, got {', '.join(table.columns[:8])}")
-    named = data.describe(table.filename).assign(set=table.set)
-    wrong = (named[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)
+    described = data.describe(table.filename).assign(set=table.set)
+    wrong = (described[splits.COLUMNS] != table).any(axis=1) | ~table.set.isin(splits.SETS)
     if wrong.any():
         line = wrong.idxmax()
         raise InputError(
-            f"{path}, line {line + 2}: contradicts the file's name, or no set: {', '.join(table.loc[line])}"
+            f"{path}, line {line + 2}: every column must agree with the file name, and set must be one of "
+            f"{', '.join(splits.SETS)}; got {', '.join(table.loc[line])}"
         )
-    splits.check(named, protocol)
-    return named
+    splits.check(described, protocol)
+    return described
 
 
 def with_test_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -59,16 +63,16 @@ def with_test_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> pd.DataFrame:
-    """The rows with the probability of malignant.
+    """Adds a column `probability` (of malignant, 0 to 1) to the rows.
 
     Args:
-        network: the loaded model.
+        network: of `checkpoint.load`.
         rows: with path, pixels, filename and label_int.
-        settings: of the run; `train.features` says whether features come from the cache or images go in.
+        settings: of the run; `train.features` decides between cached features and images as input.
     """
     if settings.cached:
-        kept = extraction.pooled(network, rows, settings)
-        batches = feature_datasets.eval_dataset(kept, rows.label_int.to_numpy(), settings.train.batch_size)
+        features = extraction.pooled(network, rows, settings)
+        batches = feature_datasets.eval_dataset(features, settings.train.batch_size)
         probabilities = model.head(network).predict(batches, verbose=0)[:, 0]
     else:
         probabilities = predict_images(network, rows, settings)
@@ -76,7 +80,11 @@ def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings)
 
 
 def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> np.ndarray:
-    """The probabilities (rows,) through the whole network; each batch brings its file names along."""
+    """The probabilities (rows,) by the whole network, images in.
+
+    Raises:
+        AssertionError: the dataset returned other file names, or in another order, than the rows have.
+    """
     batches = image_datasets.eval_dataset(rows, audit.image_folder(settings.data.root), settings)
     total = -(-len(rows) // settings.train.batch_size)
     names, probabilities = [], []
@@ -84,5 +92,5 @@ def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Se
         names.extend(name.numpy().astype(str))
         probabilities.append(network.predict_on_batch(images)[:, 0])
     if names != rows.filename.tolist():
-        raise AssertionError("the predictions came back for other images or in another order")
+        raise AssertionError("the dataset returned other images, or in another order, than were asked for")
     return np.concatenate(probabilities)

@@ -1,4 +1,4 @@
-"""An evaluation as files: tables, figures, report.txt, and report.html, which holds all of it in one page."""
+"""Writes an evaluation to files: tables, figures, report.txt, and report.html with everything on one page."""
 
 from __future__ import annotations
 
@@ -17,46 +17,52 @@ from sklearn.metrics import classification_report
 
 import data
 from evaluation import bootstrap, calibration, figures, metrics
-from evaluation.results import Evaluation
+from evaluation.evaluation import RESEARCH_ONLY, Evaluation
+from images import leaks
 from safety import atomic_files
 
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
+# Photographs above this size in bytes are embedded as JPEG, a tenth of their PNG.
+MAX_PNG_BYTES = 300_000
 
 
-def write(found: Evaluation, network: keras.Model) -> None:
-    """Writes and prints the report, and writes the tables, the figures and the page: all of them, or none."""
-    text = "\n\n".join([describe(found), found.split_in_words, found.note])
-    with atomic_files.filling(found.out) as out:
-        _fill(found._replace(out=out), network, text)
-        new = {path.name for path in out.iterdir()}
-    for old in [*found.out.glob("misclassified-*.png"), *found.out.glob("heatmaps-*.png")]:
-        if old.name not in new:
-            old.unlink()
-    print(text, f"\nevaluation: {found.out}", sep="\n")
-    results = found.results
+def write(evaluation: Evaluation, network: keras.Model) -> None:
+    """Writes all files of an evaluation, or none, and prints report.txt."""
+    text = "\n\n".join([to_text(evaluation), evaluation.split_description, evaluation.note])
+    with atomic_files.filling(evaluation.folder) as folder:
+        _write_files(evaluation._replace(folder=folder), network, text)
+        written = {path.name for path in folder.iterdir()}
+    # An earlier evaluation can have had more pages.
+    for path in [*evaluation.folder.glob("misclassified-*.png"), *evaluation.folder.glob("heatmaps-*.png")]:
+        if path.name not in written:
+            path.unlink()
+    results = evaluation.results
+    print(text, f"\nevaluation: {evaluation.folder}", sep="\n")
     print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
-    print(f"report: {found.out / 'report.html'}")
+    print(f"report: {evaluation.folder / 'report.html'}")
 
 
-def _fill(found: Evaluation, network: keras.Model, text: str) -> None:
-    results, out = found.results, found.out
-    atomic_files.write_text(out / "metrics.json", json.dumps(results, indent=1) + "\n")
-    atomic_files.write_text(out / "report.txt", text + "\n")
-    atomic_files.write_text(out / "predictions.csv", found.predictions[COLUMNS].to_csv(index=False))
-    atomic_files.write_text(out / "misclassified.csv", found.wrong[COLUMNS].to_csv(index=False))
-    atomic_files.write_text(out / "scores.csv", found.scores.to_csv(index=False))
-    atomic_files.write_text(out / "groups.csv", metrics.groups_table(results).to_csv(index=False))
-    atomic_files.write_text(out / "report.html", page(found, figures.draw(found, network)))
+def _write_files(evaluation: Evaluation, network: keras.Model, text: str) -> None:
+    sections = figures.draw(evaluation, network)
+    for name, content in {
+        "metrics.json": json.dumps(evaluation.results, indent=1) + "\n",
+        "report.txt": text + "\n",
+        "predictions.csv": evaluation.predictions[COLUMNS].to_csv(index=False),
+        "misclassified.csv": evaluation.misclassified[COLUMNS].to_csv(index=False),
+        "scores.csv": evaluation.scores.to_csv(index=False),
+        "groups.csv": metrics.groups_table(evaluation.results).to_csv(index=False),
+        "report.html": to_html(evaluation, sections),
+    }.items():
+        atomic_files.write_text(evaluation.folder / name, content)
 
 
-def describe(found: Evaluation) -> str:
-    """The figures as text: scikit-learn's report, the scores with their intervals, the parts, the calibration."""
-    results, predictions = found.results, found.predictions
-    (tn, fp), (fn, tp) = results["confusion_matrix"]
-    report = classification_report(
+def to_text(evaluation: Evaluation) -> str:
+    """The metrics as text: scikit-learn's report, confusion matrix, scores with intervals, subgroups, calibration."""
+    results, predictions = evaluation.results, evaluation.predictions
+    by_class = classification_report(
         predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
     )
-    called = [f"called {label}" for label in data.LABELS]
+    columns = [f"predicted {label}" for label in data.LABELS]
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
     return "\n".join(
         [
@@ -64,40 +70,37 @@ def describe(found: Evaluation) -> str:
             f"{results['threshold']:.4g} ({results['threshold_rule']}); {results['n']} test images of "
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
-            report,
-            pd.DataFrame(results["confusion_matrix"], data.LABELS, called).to_string(),
+            by_class,
+            pd.DataFrame(results["confusion_matrix"], data.LABELS, columns).to_string(),
             "",
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
             f"ROC AUC: {results['roc_auc']:.4f}",
-            f"malignant found: {tp} of {tp + fn}; benign taken for malignant: {fp} of {fp + tn}",
             "",
-            *describe_scores(found),
+            *_score_lines(evaluation),
             "",
-            textwrap.fill(found.prevalence, 120),
+            textwrap.fill(evaluation.prevalence_note, 120),
             "",
-            describe_groups(results),
+            _groups_text(results),
             "",
-            describe_calibration(results["calibration"]),
+            _calibration_text(results["calibration"]),
         ]
     )
 
 
-def describe_scores(found: Evaluation) -> list[str]:
-    """The scores with both intervals, and why one is missing."""
+def _score_lines(evaluation: Evaluation) -> list[str]:
     lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
-    for row in found.scores.itertuples():
-        pairs = [
+    for row in evaluation.scores.itertuples():
+        intervals = [
             "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
             for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
         ]
-        lines.append(f"{row.name:28} {row.value:7.4f}   {pairs[0]:24}   {pairs[1]}")
-    if min(found.results["patients_by_class"].values()) < 2:
-        lines.append("(a class of the test set has a single patient, so there is no interval over patients)")
+        lines.append(f"{row.name:28} {row.value:7.4f}   {intervals[0]:24}   {intervals[1]}")
+    if min(evaluation.results["patients_by_class"].values()) < 2:
+        lines.append("(no interval over patients: one class of the test set has a single patient)")
     return lines
 
 
-def describe_groups(results: dict) -> str:
-    """The rates by magnification, subtype and slide."""
+def _groups_text(results: dict) -> str:
     table = metrics.groups_table(results)
     shown = table.loc[
         table.grouping.isin(["magnification", "subtype", "slide"]),
@@ -106,43 +109,49 @@ def describe_groups(results: dict) -> str:
     return shown.to_string(index=False, float_format="%.4f", na_rep="-")
 
 
-def describe_calibration(found: dict) -> str:
-    """The temperature and what it does to the test set."""
-    (loss, scaled_loss), (ece, scaled_ece) = found["test"]["log_loss"], found["test"]["ece"]
+def _calibration_text(results: dict) -> str:
+    (loss, scaled_loss), (ece, scaled_ece) = results["test"]["log_loss"], results["test"]["ece"]
     return (
-        f"temperature {calibration.in_words(found['temperature'])}, fitted on validation; on the test set log loss "
-        f"{loss:.4f} -> {scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
+        f"temperature {calibration.format_temperature(results['temperature'])}, fitted on the validation set; on the "
+        f"test set log loss {loss:.4f} -> {scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
     )
 
 
-def page(found: Evaluation, sections: dict[str, list[figures.Drawn]]) -> str:
-    """The whole evaluation as one HTML page that needs nothing beside it; every text from data is escaped."""
+def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure]]) -> str:
+    """The whole evaluation as one HTML page without links to other files; every text from data is escaped.
+
+    Args:
+        evaluation: what to show.
+        sections: the figures of each section, as `figures.draw` returns them.
+    """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    results, leaks = found.results, found.results["leaks"]
+    results = evaluation.results
+    shared = results["leaks"]
     return template.get_template("report.html.jinja").render(
-        found=found,
+        evaluation=evaluation,
         results=results,
-        scores=found.scores.replace({np.nan: None}).to_dict("records"),
+        scores=evaluation.scores.replace({np.nan: None}).to_dict("records"),
         groups=metrics.groups_table(results).replace({np.nan: None}),
-        verdict=leaks.verdict(leaks),
-        shares=leaks.describe_shares(leaks),
-        leaky=any([*leaks["shared"].values(), *leaks["shared_with_validation"].values()]),
-        temperature=calibration.in_words(results["calibration"]["temperature"]),
+        verdict=leaks.verdict(shared),
+        shares=leaks.describe_shares(shared),
+        leaky=any([*shared["shared"].values(), *shared["shared_with_validation"].values()]),
+        temperature=calibration.format_temperature(results["calibration"]["temperature"]),
         sections=sections,
-        embed=embed,
-        settings=found.settings.to_yaml(),
+        data_url=data_url,
+        settings=evaluation.settings.to_yaml(),
         level=bootstrap.LEVEL,
         draws=bootstrap.DRAWS,
-        research_only=results.RESEARCH_ONLY,
+        research_only=RESEARCH_ONLY,
     )
 
 
-def embed(path: Path) -> str:
-    """The image as a data URL; photographs as JPEG, a tenth of their PNG."""
-    with Image.open(path) as image:
-        content = io.BytesIO()
-        if path.stat().st_size > 300_000:
-            image.convert("RGB").save(content, "JPEG", quality=85)
-            return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def data_url(path: Path) -> str:
+    """A PNG file as a data URL for HTML; as JPEG if it is larger than MAX_PNG_BYTES."""
+    content, kind = path.read_bytes(), "png"
+    if len(content) > MAX_PNG_BYTES:
+        jpeg = io.BytesIO()
+        with Image.open(path) as image:
+            image.convert("RGB").save(jpeg, "JPEG", quality=85)
+        content, kind = jpeg.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,13 @@
-"""The frozen base, run once for each image and view and kept on disk under cache/.
+"""Runs the frozen base once for each image and view, and keeps its output on disk under cache/.
 
-What a frozen part of the network makes of an image never changes, so every epoch, every repeated row and every later
-run with the same part reads it instead of running the part again.
+The output of a frozen part of the network for an image never changes. So every epoch, every repeated row and every
+later run with the same part reads it from the cache instead of running the part again.
+
+How an image is batched can change the last bits of its features: on processors with AVX2 alone they depend on its
+place in the batch. They are equal to 1e-5 however the images are divided among batches, devices and processes. They
+are equal to the bit where the division is the same, as when a single process goes on with a stopped extraction: what
+is missing then begins with a new chunk, and every chunk has its own batches. Several workers divide what is missing
+anew, and a run that starts when another one has computed some of its images divides the rest.
 """
 
 from __future__ import annotations
@@ -30,26 +36,39 @@ from features import store
 from features.store import Store
 from images import audit, decoding, warp
 
-# One shape for every pass: one graph, and an image's features do not hang on how many came with it.
+# Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
 BATCH = 32
-# Changes whenever the same settings would give other numbers than before.
+# To be raised when the same settings give other features than before.
 VERSION = 1
 
 
 class Features(NamedTuple):
-    """Features of some rows: row r's view v is array[places[r, v]].
+    """Features and labels of rows: view v of row r is array[places[r, v]].
 
     Attributes:
-        array: memory map (any number, *shape of an image's features: 2048 for ResNet50's pooled ones), float32.
+        array: memory map (places in the cache, *shape), float32; shape is (2048,) for ResNet50's pooled features.
         places: (rows, views), int64.
+        labels: (rows,), 0 for benign and 1 for malignant.
     """
 
     array: np.ndarray
     places: np.ndarray
+    labels: np.ndarray
+
+    def select(self, rows: slice) -> Features:
+        """The features and labels of some of the rows."""
+        return Features(self.array, self.places[rows], self.labels[rows])
 
 
 class Pass(NamedTuple):
-    """One pass of one view of one image through the base."""
+    """One pass of one view of one image through the base.
+
+    Attributes:
+        name: of its features in the cache.
+        path: of the image, below the folder of the images.
+        pixels: hash of the decoded image.
+        view: number, from 0.
+    """
 
     name: str
     path: str
@@ -57,51 +76,93 @@ class Pass(NamedTuple):
     view: int
 
 
+class Extraction(NamedTuple):
+    """What is extracted, from where, and where it is kept.
+
+    Attributes:
+        part: of the network, from the pixels on.
+        features: its output, by the name of the pass.
+        images: the decoded images, by their pixels' hash.
+        folder: of the image files.
+        augment: how views are warped; None for the plain image.
+        seed: of the warps.
+    """
+
+    part: keras.Model
+    features: Store
+    images: Store
+    folder: Path
+    augment: config.Augment | None
+    seed: int
+
+
 def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
-    """The base's pooled output for each row; arguments and errors as those of `extract`, network of `model.build`."""
+    """The base's pooled output (2048 numbers for ResNet50) for each row; see `extract`.
+
+    Args:
+        network: of `model.build` or `checkpoint.load`.
+        rows: as for `extract`.
+        settings: of the run.
+        augmented: as for `extract`.
+
+    Raises:
+        InputError: as `extract`.
+    """
     return extract(_pooled(network), rows, settings, augmented)
 
 
 @functools.lru_cache(maxsize=1)
 def _pooled(network: keras.Model) -> keras.Model:
-    # The same part for all rows of a run, so that its graph is made once.
+    # The same part for all rows of a run, so that its graph is traced once.
     return model.pooled(network)
 
 
 def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
-    """The output of a frozen part of the network for each row, from the cache or computed into it.
+    """The output of a frozen part of the network for each row, from the cache or computed and added to it.
 
     Args:
         part: from the pixels on; its name is that of the layer where it ends.
-        rows: with path and pixels; rows of equal pixels share their features.
+        rows: with path, pixels and label_int; rows of equal pixels share their features.
         settings: of the run.
-        augmented: whether to take `augment.views` warped views of each image in place of the plain one. A view's
-            warp hangs on the seed, the image and the view's number alone: more views leave the first as they are.
+        augmented: whether to take `augment.views` warped views of each image instead of the plain image. The warp of
+            a view depends on the seed, the image and the number of the view alone, so a larger `augment.views` keeps
+            the views that are there.
+
+    Returns:
+        The features, with one view a row unless augmented.
 
     Raises:
-        InputError: the cache's limit or the disk is too small.
+        InputError: the limit of the cache or the disk is too small.
     """
     views = settings.augment.views if augmented else 1
+    size = settings.data.image_size
     images_once = rows.drop_duplicates("pixels").sort_values("path")
     passes = [
         Pass(f"{row.pixels}-{view}", row.path, row.pixels, view)
         for row in images_once.itertuples()
         for view in range(views)
     ]
-    kept = Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32)
-    kept.folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(kept.folder):
+    extraction = Extraction(
+        part,
+        Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
+        Store(store.CACHE / f"images-{VERSION}-{size}", (size, size, 3), np.uint8),
+        audit.image_folder(settings.data.root),
+        settings.augment if augmented else None,
+        settings.data.seed,
+    )
+    with _locked(extraction.features.folder):
         strategy.barrier()
-        _complete(kept, passes, part, settings, augmented)
-    places = [[kept.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
-    return Features(kept.memmap(), np.array(places))
+        _complete(extraction, passes, settings.train.cache_gib)
+    cached = extraction.features
+    places = [[cached.places[f"{pixels}-{view}"] for view in range(views)] for pixels in rows.pixels]
+    return Features(cached.memmap(), np.array(places), rows.label_int.to_numpy())
 
 
 def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
-    """A hash of all that features hang on beside the pixels: another setting never meets old features."""
-    says = {
+    """A hash of everything besides the pixels that the features depend on; each key has its own folder."""
+    values = {
         "version": VERSION,
-        # Of this part alone: what is trained behind it changes nothing.
+        # Of this part alone: training what comes after it changes nothing.
         "weights": model.weights_hash(part),
         "output": part.name,
         "image_size": settings.data.image_size,
@@ -109,18 +170,19 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
         "augment": settings.augment.model_dump(exclude={"views"}) if augmented else None,
         "seed": settings.data.seed if augmented else None,
     }
-    return hashlib.sha256(json.dumps(says, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; a process that computes the same features is waited for, not repeated.
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, so that two runs never compute the same features: the second waits for the first.
 
-    Of a run's workers the first holds it for all.
+    Of the workers of a run the first holds it for all.
     """
     if strategy.worker()[0] > 0:
         yield
         return
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "compute.lock")
     try:
         lock.acquire(timeout=0)
@@ -133,91 +195,87 @@ def _exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _complete(kept: Store, passes: list[Pass], part: keras.Model, settings: config.Settings, augmented: bool) -> None:
-    missing = set(kept.missing([item.name for item in passes]))
+def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> None:
+    """Computes the passes that are missing in the cache, each worker its share."""
+    features, images = extraction.features, extraction.images
+    missing = set(features.missing([item.name for item in passes]))
     todo = [item for item in passes if item.name in missing]
-    what = "augmented views" if augmented else "images"
+    what = "augmented views" if extraction.augment else "images"
     print(
         f"features of {len(passes)} {what}: {len(passes) - len(todo)} in the cache, {len(todo)} passes to do",
         flush=True,
     )
-    sources = Store(
-        store.CACHE / f"images-{VERSION}-{settings.data.image_size}", (settings.data.image_size,) * 2 + (3,), np.uint8
-    )
-    for folder in (kept.folder, sources.folder):
+    for folder in (features.folder, images.folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "used").touch()
     if not todo:
         return
     if strategy.worker()[0] == 0:
-        fresh = sources.missing(list(dict.fromkeys(item.pixels for item in todo)))
-        store.make_room(len(todo) * kept.item_bytes + len(fresh) * sources.item_bytes, settings.train.cache_gib)
-    # No worker adds to the cache before all have seen what is missing, so that they share out the same.
+        undecoded = images.missing(list(dict.fromkeys(item.pixels for item in todo)))
+        store.make_room(len(todo) * features.item_bytes + len(undecoded) * images.item_bytes, limit_gib)
+    # All workers must have seen what is missing before one adds to the cache, or their shares would not fit together.
     strategy.barrier()
-    if mine := strategy.share(todo):
-        _extract(kept, sources, mine, part, settings, augmented)
+    if share := strategy.share(todo):
+        _compute(extraction, share)
     strategy.barrier()
-    store.wait_for(kept, [item.name for item in passes])
+    store.wait_for(features, [item.name for item in passes])
 
 
-def _extract(
-    kept: Store, sources: Store, todo: list[Pass], part: keras.Model, settings: config.Settings, augmented: bool
-) -> None:
-    folder = audit.image_folder(settings.data.root)
-    base = _compiled(part, model.weights_hash(part))
-    chunks = [todo[start : start + store.CHUNK] for start in range(0, len(todo), store.CHUNK)]
-    with ThreadPoolExecutor(1) as reader, tqdm(total=len(todo), desc="features", unit="img", delay=5) as bar:
+def _compute(extraction: Extraction, passes: list[Pass]) -> None:
+    """Computes the passes and adds them to the cache, chunk by chunk."""
+    base = _compiled(extraction.part, model.weights_hash(extraction.part))
+    chunks = [passes[start : start + store.CHUNK] for start in range(0, len(passes), store.CHUNK)]
+    with ThreadPoolExecutor(1) as reader, tqdm(total=len(passes), desc="features", unit="img", delay=5) as bar:
         # The next chunk is read and decoded while the base works on this one.
-        ahead = reader.submit(_read, chunks[0], sources, folder)
+        ahead = reader.submit(_read, chunks[0], extraction)
         for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
             images = ahead.result()
             if following:
-                ahead = reader.submit(_read, following, sources, folder)
-            augment = settings.augment if augmented else None
-            kept.add([item.name for item in chunk], _run(base, chunk, images, augment, settings.data.seed, bar))
+                ahead = reader.submit(_read, following, extraction)
+            extraction.features.add([item.name for item in chunk], _run(base, chunk, images, extraction))
+            bar.update(len(chunk))
 
 
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
-    # Kept for the next rows of the same run, since making the graph takes seconds; other weights make another one.
+    # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
     return strategy.replicate(model.feature_function(part, BATCH))
 
 
-def _read(chunk: list[Pass], sources: Store, folder: Path) -> dict[str, np.ndarray]:
-    """The chunk's images under their pixels' names, (size, size, 3), uint8; decoded only if never seen before."""
-    paths = {item.pixels: folder / item.path for item in chunk}
-    new = sources.missing(list(paths))
-    if new:
-        decoded = decoding.decode([paths[pixels] for pixels in new], sources.shape[0])
-        sources.add(new, decoded)
-    return dict(zip(paths, sources.read(list(paths))))
+def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:
+    """The chunk's images by their pixels' hash, (size, size, 3), uint8; each is decoded once and then kept."""
+    images = extraction.images
+    paths = {item.pixels: extraction.folder / item.path for item in chunk}
+    undecoded = images.missing(list(paths))
+    if undecoded:
+        images.add(undecoded, decoding.decode([paths[pixels] for pixels in undecoded], images.shape[0]))
+    return dict(zip(paths, images.read(list(paths))))
 
 
-def _run(
-    base: Callable, chunk: list[Pass], images: dict, augment: config.Augment | None, seed: int, bar: tqdm
-) -> np.ndarray:
+def _run(base: Callable, chunk: list[Pass], images: dict, extraction: Extraction) -> np.ndarray:
     """The features (len(chunk), *shape) of the passes, in batches of BATCH, one for each device at a time."""
-    features = []
+    outputs = []
     batches = [chunk[start : start + BATCH] for start in range(0, len(chunk), BATCH)]
     for start in range(0, len(batches), strategy.device_count()):
-        now = batches[start : start + strategy.device_count()]
-        outputs = base([_filled(batch, images, augment, seed) for batch in now])
-        features += [output[: len(batch)] for output, batch in zip(outputs, now)]
-        bar.update(sum(map(len, now)))
-    return np.concatenate(features)
+        group = batches[start : start + strategy.device_count()]
+        outputs += base([_batch(passes, images, extraction) for passes in group])
+    # The last batch is filled up.
+    return np.concatenate(outputs)[: len(chunk)]
 
 
-def _filled(batch: list[Pass], images: dict, augment: config.Augment | None, seed: int) -> tf.Tensor:
+def _batch(passes: list[Pass], images: dict, extraction: Extraction) -> tf.Tensor:
     """The images of the passes, warped, (BATCH, size, size, 3), float32, filled up with zeros."""
-    filled = np.zeros((BATCH, *images[batch[0].pixels].shape), np.float32)
-    filled[: len(batch)] = [images[item.pixels] for item in batch]
-    if not augment:
-        return tf.constant(filled)
-    draws = [_draws(item, seed) for item in batch] + [np.zeros(warp.DRAWS)] * (BATCH - len(batch))
-    return warp.warp(tf.constant(filled), augment, tf.constant(np.array(draws, np.float32)))
+    batch = np.zeros((BATCH, *extraction.images.shape), np.float32)
+    batch[: len(passes)] = [images[item.pixels] for item in passes]
+    if not extraction.augment:
+        return tf.constant(batch)
+    draws = np.zeros((BATCH, warp.DRAWS), np.float32)
+    draws[: len(passes)] = [_draws(item, extraction.seed) for item in passes]
+    return warp.warp(tf.constant(batch), extraction.augment, tf.constant(draws))
 
 
 def _draws(item: Pass, seed: int) -> np.ndarray:
-    # The generator's stream is one that NumPy promises never to change.
+    """The random numbers (warp.DRAWS,), -1 to 1, of a view's warp."""
+    # NumPy promises that the stream of this generator never changes.
     digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, warp.DRAWS)

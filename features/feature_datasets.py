@@ -1,4 +1,4 @@
-"""Batches of cached features for training and evaluation, and their mean and variance."""
+"""Batches of cached features for training and evaluation, and the mean and variance of features."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ import tensorflow as tf
 from sklearn.preprocessing import StandardScaler
 
 import config
-from features import extraction
+from features.extraction import Features
 from images import image_datasets
 
-# Bytes of features that are read before they are needed.
+# Bytes of features that are read ahead.
 AHEAD = 2**25
 
 
-def statistics(features: extraction.Features) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (width,) of the features, each image and view counted once whatever its number of rows."""
+def statistics(array: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (width,) of features; each image and view counts once, whatever its number of rows.
+
+    Args:
+        array: (any number, width), as in `Features`; read in parts.
+        places: of the features to take, in any shape; repeats count once.
+    """
     scaler = StandardScaler()
-    places = np.unique(features.places)
+    places = np.unique(places)
     for start in range(0, len(places), 4096):
-        scaler.partial_fit(features.array[places[start : start + 4096]])
+        scaler.partial_fit(array[places[start : start + 4096]])
     return scaler.mean_, scaler.var_
 
 
-def train_dataset(
-    features: extraction.Features, labels: np.ndarray, settings: config.Settings, first: int = 0
-) -> tf.data.Dataset:
-    """All epochs of training batches of features, in the order of `images.train_dataset`, each row in a random view.
+def train_dataset(features: Features, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
+    """All epochs of training batches, in the order of `image_datasets.train_dataset`, each row in a random view.
 
     Args:
         features: of the training rows.
-        labels: (rows,), 0 or 1.
         settings: of the run.
-        first: the epoch to begin with.
+        first: the epoch to begin with, from 0.
 
     Returns:
         Batches of features (n, *shape) and labels (n, 1), float32; the last batch of an epoch may be smaller.
     """
     rows, views = features.places.shape
-    places, labels = tf.constant(features.places), tf.constant(labels[:, None], tf.float32)
+    places, labels = tf.constant(features.places), tf.constant(features.labels[:, None], tf.float32)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         order = image_datasets.epoch_order(rows, settings.data.seed, number)
@@ -49,18 +51,26 @@ def train_dataset(
         return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
 
     batches = tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
-    batches = batches.map(lambda where, label: (_gather(features.array, where), label), tf.data.AUTOTUNE)
+    batches = batches.map(lambda chosen, label: (_gather(features.array, chosen), label), tf.data.AUTOTUNE)
     return batches.prefetch(max(1, AHEAD // (settings.train.batch_size * features.array[0].nbytes)))
 
 
-def eval_dataset(features: extraction.Features, labels: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """The first view of every row once, in its order; arguments and batches as those of `train_dataset`."""
-    pairs = (tf.constant(features.places[:, 0]), tf.constant(labels[:, None], tf.float32))
+def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
+    """The first view of every row once, in the order of the rows.
+
+    Args:
+        features: of the rows.
+        batch_size: rows in a batch; the last one may be smaller.
+
+    Returns:
+        Batches of features (n, *shape) and labels (n, 1), float32.
+    """
+    pairs = (tf.constant(features.places[:, 0]), tf.constant(features.labels[:, None], tf.float32))
     batches = tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size)
-    return batches.map(lambda where, label: (_gather(features.array, where), label)).prefetch(tf.data.AUTOTUNE)
+    return batches.map(lambda places, label: (_gather(features.array, places), label)).prefetch(tf.data.AUTOTUNE)
 
 
-def _gather(array: np.ndarray, where: tf.Tensor) -> tf.Tensor:
+def _gather(array: np.ndarray, places: tf.Tensor) -> tf.Tensor:
     # From the memory map, batch by batch, so that the features never have to fit into memory.
-    gathered = tf.numpy_function(lambda places: array[places], [where], tf.float32, stateful=False)
+    gathered = tf.numpy_function(lambda chosen: array[chosen], [places], tf.float32, stateful=False)
     return tf.ensure_shape(gathered, (None, *array.shape[1:]))

@@ -1,4 +1,4 @@
-"""Arrays on disk, found by name, written in chunks that are there as a whole or not at all: what cache/ is made of."""
+"""The folders of cache/: arrays on disk by name, written in chunks of which no reader ever sees a part."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from safety import atomic_files
 from safety.errors import InputError
 
 CACHE = Path("cache")
+# Arrays in a chunk; whole batches, so that an extraction that goes on has the same batches (see `extraction`).
 CHUNK = 256
-# Seconds for which an entry of the cache is safe from deletion after its last use.
+# Seconds after its last use in which a folder of the cache is not deleted.
 RECENT = 3600
 
 
 class Store:
-    """Arrays of one shape on disk, found by name, in chunks that are there as a whole or not at all.
+    """Arrays of one shape on disk by name, in chunks of which no reader ever sees a part.
 
-    The arrays stand in one memory-mapped file, chunk after chunk; beside it each chunk has an index file with its
-    names and its checksum, which is written last and by renaming, so that what a killed process left is not seen.
+    The arrays are in one memory-mapped file, chunk after chunk. Each chunk also has an index file with its names and
+    its checksum. It is written last and by renaming, so the half-written chunk of a killed process is ignored.
 
     Args:
         folder: of the store; made when the first chunk is added.
@@ -45,7 +46,7 @@ class Store:
         self.checked: set[int] = set()
 
     def missing(self, names: list[str]) -> list[str]:
-        """Those of the names that have no array here; a chunk whose checksum is wrong is given up first."""
+        """The names that have no array here; damaged chunks are dropped first, by their checksums."""
         self._read_index()
         unchecked = sorted({self.places[name] // CHUNK for name in names if name in self.places} - self.checked)
         for chunk in tqdm(unchecked, "checking the cache", unit="chunk", delay=5):
@@ -53,7 +54,12 @@ class Store:
         return [name for name in names if name not in self.places]
 
     def add(self, names: list[str], arrays: np.ndarray) -> None:
-        """Writes one chunk of at most CHUNK arrays."""
+        """Writes one chunk.
+
+        Args:
+            names: at most CHUNK.
+            arrays: (names, *shape).
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         content = np.ascontiguousarray(arrays, self.dtype).ravel()
         with FileLock(self.folder / "write.lock"):
@@ -70,11 +76,11 @@ class Store:
         self._read_index()
 
     def read(self, names: list[str]) -> np.ndarray:
-        """A copy of the arrays of these names, in their order."""
+        """A copy of the arrays of these names, (names, *shape), in their order."""
         return self.memmap()[[self.places[name] for name in names]]
 
     def memmap(self) -> np.ndarray:
-        """All arrays as one read-only memory map (places, *shape); `places` says which is whose."""
+        """All arrays as one read-only memory map (places, *shape); `places` maps a name to its place."""
         count = self._data.stat().st_size // self.item_bytes
         return np.memmap(self._data, self.dtype, "r", shape=(count, *self.shape))
 
@@ -86,7 +92,7 @@ class Store:
         return self.folder / f"{chunk:06}.json"
 
     def _read_index(self) -> None:
-        """Reads the index files that are new or not the ones read before: another process may have replaced them."""
+        """Reads the index files that are new or were replaced by another process since the last time."""
         stamps = {path: path.stat().st_mtime_ns for path in sorted(self.folder.glob("[0-9]*.json"))}
         chunks = {}
         for path, stamp in stamps.items():
@@ -109,7 +115,7 @@ class Store:
                 file.seek(number * CHUNK * self.item_bytes)
                 content = file.read(len(self.chunks[number].names) * self.item_bytes)
         if hashlib.sha256(content).hexdigest() != self.chunks[number].sha256:
-            tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and is computed again")
+            tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and will be computed again")
             self._index(number).unlink(missing_ok=True)
             self._read_index()
         else:
@@ -117,7 +123,13 @@ class Store:
 
 
 class Chunk(NamedTuple):
-    """What an index file says of its chunk, and the time stamp of the file."""
+    """The content of a chunk's index file, and the time stamp of the file.
+
+    Attributes:
+        names: of its arrays, in their order.
+        sha256: of the bytes of its arrays, in hex.
+        stamp: modification time in ns, by which a replaced file is noticed.
+    """
 
     names: list[str]
     sha256: str
@@ -129,31 +141,37 @@ def _read_chunk(path: Path, stamp: int) -> Chunk | None:
         index = json.loads(path.read_text())
         return Chunk(index["names"], index["sha256"], stamp)
     except (ValueError, KeyError, TypeError):
-        tqdm.write(f"cache: {path} is damaged, and its chunk is computed again")
+        tqdm.write(f"cache: {path} is damaged, and its chunk will be computed again")
         path.unlink(missing_ok=True)
         return None
 
 
-def wait_for(kept: Store, names: list[str]) -> None:
-    """Waits for arrays that other processes have written: a folder on a network shows them some seconds later.
+def wait_for(arrays: Store, names: list[str]) -> None:
+    """Waits for arrays that other processes have written: a network folder shows them some seconds later.
 
     Raises:
-        InputError: they do not come within a minute.
+        InputError: they do not appear within a minute.
     """
     for _ in range(60):
-        if not kept.missing(names):
+        if not arrays.missing(names):
             return
         time.sleep(1)
-    raise InputError(f"{kept.folder}: what other workers computed is not here; cache/ must be one folder for all hosts")
+    raise InputError(
+        f"{arrays.folder}: the features of other workers are not here; cache/ must be one folder for all hosts"
+    )
 
 
 def make_room(needed: int, limit_gib: float) -> None:
-    """Deletes cache entries, the longest unused first, until `needed` more bytes stay below the limit.
+    """Deletes folders of the cache, the longest unused first, until `needed` more bytes stay below the limit.
 
-    Entries that were used within the last hour stay: this run or another one may be reading them.
+    Folders that were used within the last hour stay: this run or another one may be reading them.
+
+    Args:
+        needed: bytes that are about to be written.
+        limit_gib: `train.cache_gib`, GiB.
 
     Raises:
-        InputError: what must stay and the new bytes exceed the limit, or the disk has not that much free space.
+        InputError: the folders that must stay and the new bytes exceed the limit, or the disk has too little space.
     """
     entries = sorted((folder for folder in CACHE.iterdir() if folder.is_dir()), key=_last_use)
     sizes = {folder: _clean_size(folder) for folder in entries}
@@ -168,7 +186,7 @@ def make_room(needed: int, limit_gib: float) -> None:
     if total > limit:
         raise InputError(
             f"train.cache_gib: the features of this run need {total / 2**30:.2f} GiB, "
-            f"with what was used within the hour; allowed are {limit_gib:g}"
+            f"with those used within the last hour; allowed are {limit_gib:g}"
         )
     free = shutil.disk_usage(CACHE).free
     if free < needed:
@@ -178,10 +196,10 @@ def make_room(needed: int, limit_gib: float) -> None:
 
 
 def _clean_size(folder: Path) -> int:
-    """The bytes of its files, once what a process that died over RECENT seconds ago had begun to write is gone."""
+    """The bytes of the folder's files; temporary files that a process left over RECENT seconds ago are deleted."""
     size = 0
     for path in folder.iterdir():
-        # Another process replaces and deletes files at any time.
+        # Another process may replace or delete a file at any time.
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             if path.match(".[0-9]*.*") and time.time() - status.st_mtime > RECENT:

@@ -1,4 +1,4 @@
-"""The images on disk: where they are, whether each can be read, and what is in them, found once and kept."""
+"""The audit: finds the images on disk, inspects each once, and reports what is wrong or unusual."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import config
-from images import png, splits
+from images import png
 from safety import atomic_files, csv_files, limits
 from safety.errors import DataError, InputError
 
@@ -24,221 +24,269 @@ IMAGE_FOLDERS = [
     "breast",
     ".",
 ]
-HELP = "get BreakHis as README.md says and set data.root and data.folds, or run `make train`, which needs no data set"
-# Not one a core, since an image of 5 megapixels takes 80 MB on its way.
+# A fixed number, whatever the number of cores: an image of 5 megapixels needs 80 MB while it is inspected.
 READERS = 4
-# Robust deviations from the median of a magnification.
-OUTLYING = 6
+# An outlier is more than this many robust standard deviations from the median of its magnification.
+OUTLIER_DEVIATIONS = 6
 TYPES = {
     "path": str, "bytes": int, "modified": int, "pixels": str, "error": str, "mode": str, "depth": int, "width": int,
     "height": int, "brightness": float, "sharpness": float,
 }  # fmt: skip
-FINDINGS = list(TYPES)
+COLUMNS = list(TYPES)
 
 
 def image_folder(root: str | Path) -> Path:
-    """The folder below `root` that holds benign/ and malignant/, at any of the depths in which archives unpack.
+    """The folder that contains benign/ and malignant/.
+
+    Args:
+        root: `data.root`; the folder is searched at all depths to which the known archives unpack.
 
     Raises:
-        InputError: `root` is no folder, holds neither, or has a link on the way that leads out of it.
+        InputError: `root` is not a folder, contains neither, or a link on the way leads out of it.
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"data.root: no folder {str(root)!r}; {HELP}")
+        raise InputError(f"data.root: must be a folder, got {str(root)!r}; {config.GET_DATA}")
     if folder := _image_folder(root):
         return folder
-    raise InputError(f"data.root: neither BreaKHis_v1 nor benign and malignant in {str(root)!r}; {HELP}")
+    raise InputError(
+        f"data.root: must contain BreaKHis_v1 or benign and malignant, got {str(root)!r}; {config.GET_DATA}"
+    )
 
 
 def _image_folder(root: Path) -> Path | None:
     folders = (root / folder for folder in IMAGE_FOLDERS)
-    folder = next((found for found in folders if (found / "benign").is_dir() or (found / "malignant").is_dir()), None)
+    folder = next((path for path in folders if (path / "benign").is_dir() or (path / "malignant").is_dir()), None)
     if folder and not limits.is_within(folder, root):
-        raise InputError(f"data.root: {folder} leads out of {root} by a link; give the folder that it leads to instead")
+        raise InputError(
+            f"data.root: {folder} leads out of {root} by a link; set data.root to the folder that it leads to"
+        )
     return folder
 
 
 def with_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
-    """Adds the column `pixels`, the hash of each decoded image.
+    """Inspects all images of the table.
+
+    Args:
+        table: frame with path and filename.
+        settings: the section `data`.
+
+    Returns:
+        The table with the column `pixels`, the SHA-256 of each decoded image.
 
     Raises:
-        DataError: there are images that cannot be trained on; names them all.
+        DataError: some images cannot be used; names them all.
     """
-    table, bad = _look_at(table, settings)
-    if bad:
-        raise DataError(_name_all(bad, table, "mend them, or leave them out with data.on_bad_image=drop"))
+    table, unusable = _inspect_table(table, settings)
+    if unusable:
+        raise DataError(_list_unusable(unusable, table, "mend them, or leave them out with data.on_bad_image=drop"))
     return table
 
 
-def usable(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The rows that take part with the column `pixels`, and the images that were left out, as file -> reason.
+def usable_rows(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Inspects all images of the table; under `data.on_bad_image: drop` leaves the unusable ones out.
+
+    Args:
+        table: frame of `splits.select`.
+        settings: the section `data`.
+
+    Returns:
+        The remaining rows with the column `pixels`, and the images left out, file name -> reason.
 
     Raises:
-        DataError: as `with_pixels`, unless `settings.on_bad_image` is drop.
+        DataError: some images cannot be used, and `data.on_bad_image` is stop; names them all.
     """
-    table = splits.select(table, settings)
     if settings.on_bad_image == "stop":
         return with_pixels(table, settings), {}
-    table, bad = _look_at(table, settings)
-    if bad:
-        print(_name_all(bad, table, "they are left out"), file=sys.stderr)
-    return table[~table.filename.isin(bad)].reset_index(drop=True), bad
+    table, unusable = _inspect_table(table, settings)
+    if unusable:
+        print(_list_unusable(unusable, table, "they are left out"), file=sys.stderr)
+    return table[~table.filename.isin(unusable)].reset_index(drop=True), unusable
 
 
-def _name_all(bad: dict[str, str], table: pd.DataFrame, what: str) -> str:
-    title = f"data.root: {len(bad)} of {table.filename.nunique()} images cannot be used; {what}"
-    return "\n".join([title, *(f"{name} {error}" for name, error in bad.items())])
+def _list_unusable(unusable: dict[str, str], table: pd.DataFrame, consequence: str) -> str:
+    title = f"data.root: {len(unusable)} of {table.filename.nunique()} images cannot be used; {consequence}"
+    return "\n".join([title, *(f"{name} {error}" for name, error in unusable.items())])
 
 
-def _look_at(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The table with the column `pixels`, and what cannot be used, as file -> reason."""
-    findings = inspect(table.path.unique(), image_folder(settings.root), store_of(settings))
-    bad = findings[findings.error != ""]
+def _inspect_table(table: pd.DataFrame, settings: config.Data) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table with the column `pixels`, and the unusable images, file name -> reason."""
+    findings = inspect(table.path.unique(), image_folder(settings.root), findings_path(settings))
+    unusable = findings[findings.error != ""]
     pixels = table.path.map(findings.set_index("path").pixels)
-    return table.assign(pixels=pixels), dict(zip(bad.path.str.rsplit("/", n=1).str[-1], bad.error))
+    return table.assign(pixels=pixels), dict(zip(_names(unusable.path), unusable.error))
+
+
+def _names(paths: pd.Series) -> pd.Series:
+    return paths.str.rsplit("/", n=1).str[-1]
 
 
 def known_pixels(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
-    """Adds the column `pixels` if an earlier look at all of the images is still true; opens no image."""
+    """Adds the column `pixels` as `with_pixels` does, but opens no image.
+
+    Returns:
+        The table, without the column unless all its images were inspected before and have not changed since.
+    """
     folder = _image_folder(Path(settings.root))
     if not folder:
         return table
-    stored = _read_store(store_of(settings))
-    known = _fresh(stored[stored.path.isin(table.path)], folder)
-    if len(known) < table.path.nunique():
+    stored = _read_findings(findings_path(settings))
+    unchanged = _unchanged(stored[stored.path.isin(table.path)], folder)
+    if len(unchanged) < table.path.nunique():
         return table
-    return table.assign(pixels=table.path.map(known.set_index("path").pixels))
+    return table.assign(pixels=table.path.map(unchanged.set_index("path").pixels))
 
 
 def data_version(table: pd.DataFrame) -> str:
-    """SHA-256 over the names and pixels of the table's images, in hex: equal for equal data, wherever it lies."""
+    """SHA-256 over the names and pixels of the table's images, in hex; it does not depend on the folder."""
     images = table.drop_duplicates("filename").sort_values("filename")
     return hashlib.sha256("".join(images.filename + images.pixels).encode()).hexdigest()
 
 
-def inspect(paths: np.ndarray, folder: Path, store: Path) -> pd.DataFrame:
-    """Looks at every image and keeps what it finds in `store`, so that each is decoded once.
+def inspect(paths: np.ndarray, folder: Path, cache: Path) -> pd.DataFrame:
+    """Inspects every image; findings are cached, so that each image is decoded once.
 
     Args:
-        paths: of the images, below `folder`.
-        folder: the one that `find_images` gives.
-        store: CSV of earlier findings, believed where an image's size and time stamp are still the same.
+        paths: of the images, relative to `folder`.
+        folder: what `image_folder` returns.
+        cache: CSV of earlier findings; used for images whose size and time stamp have not changed, and updated.
 
     Returns:
-        A row an image, ordered by path: bytes, modified (ns), pixels (SHA-256 of the decoded array), error (empty
-        for a good one), mode, depth (bits a channel), width, height (pixels), brightness (mean of grey, 0 to 255) and
-        sharpness (variance of grey's Laplacian).
+        One row for each image, ordered by path. Columns: path, and those of `png.inspect`.
     """
-    stored = _read_store(store)
-    known = _fresh(stored[stored.path.isin(paths)], folder)
-    new = sorted(set(paths) - set(known.path))
+    cached = _read_findings(cache)
+    unchanged = _unchanged(cached[cached.path.isin(paths)], folder)
+    new = sorted(set(paths) - set(unchanged.path))
     if not new:
-        return known.sort_values("path", ignore_index=True)
+        return unchanged.sort_values("path", ignore_index=True)
     with ThreadPoolExecutor(READERS) as pool:
-        looks = pool.map(lambda path: _inspect_one(folder, path), new)
-        found = pd.DataFrame(list(tqdm(looks, "checking images", len(new), unit="img", delay=5)), columns=FINDINGS)
-    # A bad one is looked at again each time, since it may have been mended, or the disk was at fault.
-    keep = [part for part in (stored[~stored.path.isin(new)], found[found.error == ""]) if len(part)]
-    if keep:
-        atomic_files.write_text(store, pd.concat(keep).to_csv(index=False))
-    return (pd.concat([known, found]) if len(known) else found).sort_values("path", ignore_index=True)
+        rows = pool.map(lambda path: _inspect_one(folder, path), new)
+        findings = pd.DataFrame(list(tqdm(rows, "checking images", len(new), unit="img", delay=5)), columns=COLUMNS)
+    # Unusable images are not cached: they may be mended, or the error was one of the disk.
+    parts = [part for part in (cached[~cached.path.isin(new)], findings[findings.error == ""]) if len(part)]
+    if parts:
+        atomic_files.write_text(cache, pd.concat(parts).to_csv(index=False))
+    return (pd.concat([unchanged, findings]) if len(unchanged) else findings).sort_values("path", ignore_index=True)
 
 
 def _inspect_one(folder: Path, path: str) -> dict:
-    return dict.fromkeys(FINDINGS, 0) | {"path": path, "pixels": "", "mode": ""} | png.look(folder, path)
+    return dict.fromkeys(COLUMNS, 0) | {"path": path, "pixels": "", "mode": ""} | png.inspect(folder, path)
 
 
 def read_rgb(folder: Path, path: str) -> np.ndarray:
-    """The image `path` below `folder` as (height, width, 3), uint8; raises DataError where it cannot be read."""
+    """Reads one image.
+
+    Args:
+        folder: what `image_folder` returns.
+        path: relative to it.
+
+    Returns:
+        RGB, (height, width, 3), uint8.
+
+    Raises:
+        DataError: the image cannot be used.
+    """
     try:
-        png.stamp(folder, path)
+        png.file_status(folder, path)
         return png.decode((folder / path).read_bytes())
     except (png.UnusableError, OSError) as error:
         raise DataError(f"data.root: {folder / path} {error}") from None
 
 
-def store_of(settings: config.Data) -> Path:
-    """Where the findings on the images of `data.root` are kept: among our own files, since they are believed."""
-    place = str(Path(settings.root).absolute())
-    return Path("cache") / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.pixels.csv"
+def findings_path(settings: config.Data) -> Path:
+    """The CSV of the findings on the images of `data.root`.
+
+    It is in cache/ and not in `data.root`: findings that come with a data set could hide a broken image.
+    """
+    root = str(Path(settings.root).absolute())
+    return Path("cache") / f"{hashlib.sha256(root.encode()).hexdigest()[:16]}.pixels.csv"
 
 
-def _read_store(store: Path) -> pd.DataFrame:
-    """The findings that were kept; none where there is no such file or it is damaged, so that all are made again."""
+def _read_findings(path: Path) -> pd.DataFrame:
+    """The cached findings; empty if the file is missing or damaged, so that all images are inspected again."""
     try:
-        content = limits.read_bytes(store, csv_files.MAX_BYTES)
-        known = pd.read_csv(io.BytesIO(content), keep_default_na=False, dtype=TYPES)
+        content = limits.read_bytes(path, csv_files.MAX_BYTES)
+        findings = pd.read_csv(io.BytesIO(content), keep_default_na=False, dtype=TYPES)
     except ValueError:
-        return pd.DataFrame(columns=FINDINGS)
-    whole = (
-        list(known.columns) == FINDINGS
-        and known.path.is_unique
-        and (known.error == "").all()
-        and known.pixels.str.fullmatch("[0-9a-f]{64}").all()
+        return pd.DataFrame(columns=COLUMNS)
+    valid = (
+        list(findings.columns) == COLUMNS
+        and findings.path.is_unique
+        and (findings.error == "").all()
+        and findings.pixels.str.fullmatch("[0-9a-f]{64}").all()
     )
-    return known if whole else pd.DataFrame(columns=FINDINGS)
+    return findings if valid else pd.DataFrame(columns=COLUMNS)
 
 
-def _fresh(known: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Those of the findings whose images still have the size and time stamp of then."""
-    return known[np.array([_is_fresh(row, folder) for row in known.itertuples()], bool)]
+def _unchanged(findings: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The findings whose images still have the same size and time stamp."""
+    return findings[np.array([_is_unchanged(row, folder) for row in findings.itertuples()], bool)]
 
 
-def _is_fresh(row: tuple, folder: Path) -> bool:
+def _is_unchanged(row: tuple, folder: Path) -> bool:
     try:
-        return png.stamp(folder, row.path) == {"bytes": row.bytes, "modified": row.modified}
+        return png.file_status(folder, row.path) == {"bytes": row.bytes, "modified": row.modified}
     except (png.UnusableError, OSError):
         return False
 
 
 def report(table: pd.DataFrame, findings: pd.DataFrame, folder: Path) -> dict:
-    """What is wrong and what is odd about a data set.
+    """What is wrong and what is unusual in a data set.
 
     Args:
         table: frame of `data.read_table`.
         findings: frame of `inspect` on all of its images.
-        folder: the one that `find_images` gives.
+        folder: what `image_folder` returns.
 
     Returns:
-        counts; `errors`, what training refuses, as file -> reason; `warnings`, what it can live with, as kind -> files
-        or groups of files; `data_sha256`, the version of the data, empty where there are errors.
+        Counts: rows, images, folders, slides, patients, images_by_rows, images_by_size. `data_sha256`: the version of
+        the data, empty if there are errors. `errors`: the images that training refuses, file name -> reason.
+        `warnings`: what training accepts, kind -> files or groups of files.
     """
-    good = findings[findings.error == ""]
-    images = table.drop_duplicates("filename").merge(good, on="path")
-    twins = images.groupby("pixels").filename.agg(list)
-    twins = twins[twins.map(len) > 1]
-    contradictions = images.groupby("pixels").label.nunique().pipe(lambda labels: labels[labels > 1].index)
-    named = set(table.path)
-    on_disk = (path for label in ("benign", "malignant") for path in (folder / label).rglob("*") if path.is_file())
-    repeats = table.filename.value_counts()
-    errors = dict(zip(findings.path.str.rsplit("/", n=1).str[-1], findings.error))
-    errors |= {
-        name: "has the pixels of an image of the other class" for pixels in contradictions for name in twins[pixels]
-    }
+    valid = findings[findings.error == ""]
+    images = table.drop_duplicates("filename").merge(valid, on="path")
+    errors = _errors(findings, images)
+    row_counts = table.filename.value_counts().value_counts().sort_index()
     return {
         "rows": len(table),
         "images": int(table.filename.nunique()),
         "folders": int(table.path.str.rsplit("/", n=2).str[0].nunique()),
         "slides": int(table.slide.nunique()),
         "patients": int(table.patient.nunique()),
-        "images_by_rows": {int(rows): int(count) for rows, count in repeats.value_counts().sort_index().items()},
-        "images_by_size": {str(size): int(count) for size, count in _sizes(good).value_counts().items()},
-        "data_sha256": "" if any(errors.values()) else data_version(images),
-        "errors": {name: error for name, error in errors.items() if error},
-        "warnings": {
-            "equal pixels under several names": twins.tolist(),
-            "slide in several subtype folders": _in_several_folders(table),
-            "rows other than five": sorted(repeats[repeats != 5].index) if table.fold.notna().all() else [],
-            "file that no row names": sorted(
-                path.relative_to(folder).as_posix()
-                for path in on_disk
-                if path.relative_to(folder).as_posix() not in named
-            ),
-            "size other than 700 x 460 and 700 x 456": _other_sizes(images),
-            "brightness outlier": _outliers(images, images.brightness),
-            "sharpness outlier": _outliers(images, np.log1p(images.sharpness)),
-        },
+        "images_by_rows": {int(rows): int(count) for rows, count in row_counts.items()},
+        "images_by_size": {str(size): int(count) for size, count in _sizes(valid).value_counts().items()},
+        "data_sha256": "" if errors else data_version(images),
+        "errors": errors,
+        "warnings": _warnings(table, images, folder),
     }
+
+
+def _errors(findings: pd.DataFrame, images: pd.DataFrame) -> dict[str, str]:
+    errors = dict(zip(_names(findings.path), findings.error))
+    labels = images.groupby("pixels").label.nunique()
+    contradictory = images.filename[images.pixels.isin(labels.index[labels > 1])]
+    errors |= dict.fromkeys(contradictory, "has the pixels of an image of the other class")
+    return {name: error for name, error in errors.items() if error}
+
+
+def _warnings(table: pd.DataFrame, images: pd.DataFrame, folder: Path) -> dict[str, list]:
+    same_pixels = images.groupby("pixels").filename.agg(list)
+    rows = table.filename.value_counts()
+    return {
+        "equal pixels under several names": same_pixels[same_pixels.map(len) > 1].tolist(),
+        "slide in several subtype folders": _in_several_folders(table),
+        # A table read from the folders has one row for each image, and no folds.
+        "rows other than five": sorted(rows[rows != 5].index) if table.fold.notna().all() else [],
+        "file that no row names": _unnamed_files(table, folder),
+        "size other than 700 x 460 and 700 x 456": _other_sizes(images),
+        "brightness outlier": _outliers(images, images.brightness),
+        "sharpness outlier": _outliers(images, np.log1p(images.sharpness)),
+    }
+
+
+def _unnamed_files(table: pd.DataFrame, folder: Path) -> list[str]:
+    files = (path for label in ("benign", "malignant") for path in (folder / label).rglob("*") if path.is_file())
+    return sorted({path.relative_to(folder).as_posix() for path in files} - set(table.path))
 
 
 def _sizes(findings: pd.DataFrame) -> pd.Series:
@@ -256,32 +304,31 @@ def _in_several_folders(table: pd.DataFrame) -> list[str]:
 
 
 def _outliers(images: pd.DataFrame, values: pd.Series) -> list[str]:
-    """Images further from the median of their magnification than OUTLYING times its robust deviation."""
+    """Images whose value is far from the median of their magnification, in robust standard deviations."""
     distance = values - values.groupby(images.mag).transform("median")
     deviation = 1.4826 * distance.abs().groupby(images.mag).transform("median")
-    return sorted(images.filename[distance.abs() > OUTLYING * deviation])
+    return sorted(images.filename[distance.abs() > OUTLIER_DEVIATIONS * deviation])
 
 
 def describe(report: dict) -> str:
-    """The report as text for the console: counts, then errors, then warnings, each with its first examples."""
+    """The report as text for the console: counts, errors, and warnings with up to five examples each."""
     lines = [f"{key:<16} {report[key]}" for key in ("rows", "images", "folders", "slides", "patients")]
     lines += [f"{count:>16} images have {rows} rows" for rows, count in report["images_by_rows"].items()]
     lines += [f"{count:>16} images of {size} pixels" for size, count in report["images_by_size"].items()]
     lines += [f"data version     {report['data_sha256'] or 'none: there are errors'}", ""]
     lines += [f"error: {name} {error}" for name, error in report["errors"].items()]
-    for kind, found in report["warnings"].items():
-        first = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in found[:5])
-        lines += [f"warning: {kind}: {len(found)} ({first}{', ...' if len(found) > 5 else ''})"] if found else []
-    wrong, odd = len(report["errors"]), sum(map(len, report["warnings"].values()))
+    for kind, items in report["warnings"].items():
+        examples = ", ".join(" = ".join(item) if isinstance(item, list) else item for item in items[:5])
+        lines += [f"warning: {kind}: {len(items)} ({examples}{', ...' if len(items) > 5 else ''})"] if items else []
+    errors, warnings = len(report["errors"]), sum(map(len, report["warnings"].values()))
     lines = list(map(limits.printable, lines))
-    return "\n".join([*lines, "", f"errors, which training refuses: {wrong}; warnings, which it can live with: {odd}"])
+    return "\n".join([*lines, "", f"errors, which training refuses: {errors}; warnings, which it accepts: {warnings}"])
 
 
-def suspects(report: dict, findings: pd.DataFrame) -> pd.DataFrame:
-    """The readable images that the report names, as path and `why`."""
-    why = {name: error for name, error in report["errors"].items() if error.startswith("has the pixels")}
-    for kind, found in report["warnings"].items():
-        why |= {name: kind for item in found for name in (item if isinstance(item, list) else [item])}
-    good = findings[findings.error == ""]
-    named = good.assign(why=good.path.str.rsplit("/", n=1).str[-1].map(why))
-    return named.dropna(subset="why")[["path", "why"]]
+def suspicious_images(report: dict, findings: pd.DataFrame) -> pd.DataFrame:
+    """The images that the report names and that can be shown: path and `reason`."""
+    reasons = {name: error for name, error in report["errors"].items() if error.startswith("has the pixels")}
+    for kind, items in report["warnings"].items():
+        reasons |= {name: kind for item in items for name in (item if isinstance(item, list) else [item])}
+    valid = findings[findings.error == ""]
+    return valid.assign(reason=_names(valid.path).map(reasons)).dropna(subset="reason")[["path", "reason"]]

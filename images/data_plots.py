@@ -1,4 +1,4 @@
-"""Figures of the data: the split, sheets of images."""
+"""Figures of the data: the split, and images in a grid."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from images import plot_style
+from images import plot_style, splits
 
 
 def split(table: pd.DataFrame) -> Figure:
-    """Rows by set and label as seaborn's displot; `table` has set and label."""
-    present = [name for name in plot_style.SETS if (table.set == name).any()]
+    """The number of rows by set and class.
+
+    Args:
+        table: frame with set and label.
+    """
+    present = [name for name in splits.SETS if (table.set == name).any()]
     table = table.assign(set=pd.Categorical(table.set, present))
     grid = sns.displot(
         table,
@@ -37,7 +41,15 @@ def split(table: pd.DataFrame) -> Figure:
 
 
 def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], title: str, columns: int = 6) -> Figure:
-    """Images (n, height, width, 3), 0 to 255, in rows, each framed in the colour of its true class."""
+    """Images in a grid, each framed in the colour of its true class.
+
+    Args:
+        images: (n, height, width, 3), RGB from 0 to 255.
+        captions: the text above each image.
+        labels: the true class of each image, benign or malignant.
+        title: of the figure.
+        columns: images in a row.
+    """
     rows = max(1, -(-len(images) // columns))
     height = 10.8 / columns * (images[0].shape[0] / images[0].shape[1] if len(images) else 1)
     figure, axes = plt.subplots(
@@ -60,7 +72,7 @@ def sheet(images: dict[tuple[str, int], np.ndarray], subtypes: dict[str, str]) -
     """One image for each subtype (rows, framed by class) and magnification (columns).
 
     Args:
-        images: (subtype, magnification) -> image; a pair that the data lacks is left blank.
+        images: (subtype, magnification) -> image, (height, width, 3); missing pairs stay blank.
         subtypes: subtype -> label.
     """
     mags = sorted({mag for _, mag in images})

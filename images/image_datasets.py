@@ -1,4 +1,4 @@
-"""Images in: files -> decoded and resized -> batches; the training batches warped."""
+"""The tf.data pipelines: files are decoded, resized and batched; training batches are shuffled and augmented too."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from images import decoding, warp
 
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
-    """All epochs of training batches, one behind the other, each epoch in another order and otherwise warped.
+    """The training batches of all epochs, in sequence; each epoch has another order and other augmentations.
 
-    The order and the warp depend on the seed, the epoch and the step alone, so the same settings give the same
-    batches whatever the number of cores.
+    Order and augmentation depend only on the seed, the epoch and the step, so the same settings give the same batches
+    on any number of cores.
 
     Args:
         rows: training rows with path and label_int.
-        folder: the one that `audit.find_images` gives.
+        folder: what `audit.image_folder` returns.
         settings: of the run.
-        first: the epoch to begin with.
+        first: the first epoch to yield, counted from 0.
 
     Returns:
         Batches of images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32; the last batch of
@@ -46,11 +46,11 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
 
 
 def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
-    """Every row once, in its order, unchanged, with its file name.
+    """Every row once, in order and without augmentation, with its file name, so that no prediction loses its image.
 
     Args:
         rows: rows with path, filename and label_int.
-        folder: the one that `audit.find_images` gives.
+        folder: what `audit.image_folder` returns.
         settings: of the run.
 
     Returns:
@@ -64,7 +64,7 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
 
 
 def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """The images and labels of `eval_dataset`, as Keras' `fit` wants them to validate with."""
+    """The images and labels of `eval_dataset`, the form in which Keras' `fit` takes validation data."""
     return batches.map(lambda name, image, label: (image, label))
 
 
@@ -76,12 +76,12 @@ def _warp_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, ste
 
 
 def epoch_order(rows: int, run_seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """The order of the rows in an epoch, (rows,), int32; a function of seed and epoch alone."""
+    """The order of the rows in an epoch, (rows,), int32; it depends only on the seed and the epoch."""
     return tf.random.experimental.stateless_shuffle(tf.range(rows), seed=seed(run_seed, epoch, 0))
 
 
 def seed(run_seed: int, epoch: tf.Tensor, step: int | tf.Tensor) -> tf.Tensor:
-    """The two integers from which TensorFlow's stateless functions draw at a step of an epoch; step 0 is its order."""
+    """The seed of TensorFlow's stateless random functions, (2,), int64; step 0 is for the order of the epoch."""
     return tf.stack([tf.cast(run_seed, tf.int64), tf.cast(epoch, tf.int64) * 2**32 + tf.cast(step, tf.int64)])
 
 

@@ -1,4 +1,4 @@
-"""What the test set of a split shares with its training and validation sets."""
+"""Leaks: which images, slides and patients of the test set are also in the training or validation set."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import pandas as pd
 
 from images import splits
 
-NAMES = {"image": "filename", "slide": "slide", "patient": "patient"}
-# More slides than these are counted, not named.
-NAMED = 5
+COLUMNS = {"image": "filename", "slide": "slide", "patient": "patient"}
+# Slides in more than one set are listed by name up to this number.
+MAX_NAMED = 5
 
 
 def measure(table: pd.DataFrame) -> dict:
-    """What the test set shares with the training set and with the validation set.
+    """Measures what the test set shares with the training set and with the validation set.
+
+    Args:
+        table: frame with filename, label, slide, patient, set and, if known, pixels.
 
     Returns:
-        `shared`: for image, slide and patient the share (0 to 1) of test rows whose image (by pixels where known, else
-        by name), slide, patient stands in training too. `shared_with_validation`: the same of validation. `sets`: rows,
-        images, slides and patients of each set and class. `both_sides`: the slides in test and in training or
-        validation.
+        `shared`: for image, slide and patient the share (0 to 1) of test rows whose image (by pixels if known, else by
+        name), slide or patient is also in the training set. `shared_with_validation`: the same for the validation set.
+        `both_sides`: the slides of the test set that are also in the training or validation set. `sets`: for each set
+        and class the numbers of rows, images, slides and patients.
     """
     train, valid, test = (table[table.set == name] for name in splits.SETS[:3])
-    keys = {"image": "pixels" if "pixels" in table else "filename", "slide": "slide", "patient": "patient"}
+    keys = COLUMNS | ({"image": "pixels"} if "pixels" in table else {})
     sizes = {
         name: {
-            label: {"rows": len(rows), **{f"{key}s": int(rows[column].nunique()) for key, column in NAMES.items()}}
+            label: {"rows": len(rows), **{f"{key}s": int(rows[column].nunique()) for key, column in COLUMNS.items()}}
             for label, rows in part.groupby("label")
         }
         for name, part in table.groupby("set")
@@ -38,54 +41,54 @@ def measure(table: pd.DataFrame) -> dict:
 
 
 def describe(table: pd.DataFrame) -> str:
-    """The sets in numbers, and what the test set shares with the training set, in plain words."""
-    found = measure(table)
-    sizes = pd.DataFrame({(name, label): n for name, part in found["sets"].items() for label, n in part.items()}).T
-    lines = [sizes.to_string(), "", verdict(found), f"({describe_shares(found)})"]
-    if 0 < len(found["both_sides"]) <= NAMED:
-        lines.append(f"(slides on both sides, in test and in training or validation: {', '.join(found['both_sides'])})")
+    """The sizes of the sets and the leaks between them, as text; `table` as in `measure`."""
+    measured = measure(table)
+    sizes = pd.DataFrame({(name, label): n for name, part in measured["sets"].items() for label, n in part.items()}).T
+    lines = [sizes.to_string(), "", verdict(measured), f"({describe_shares(measured)})"]
+    if 0 < len(measured["both_sides"]) <= MAX_NAMED:
+        slides = ", ".join(measured["both_sides"])
+        lines.append(f"(slides in the test set that are also in the training or validation set: {slides})")
     return "\n".join(lines)
 
 
-def describe_shares(found: dict) -> str:
-    """What the test set shares with training, and with validation if it does, in percent; of `leaks`."""
-    parts = {"training": found["shared"], "validation": found["shared_with_validation"]}
-    told = {
-        name: ", ".join(f"{share:.1%} their {key}" for key, share in shared.items())
-        for name, shared in parts.items()
-        if name == "training" or any(shared.values())
-    }
-    return "test images that share with " + "; with ".join(f"{name}: {shares}" for name, shares in told.items())
+def describe_shares(measured: dict) -> str:
+    """The shares of `measure` in percent, in one line; those of the validation set only if there are any."""
+    sets = {"training": measured["shared"]}
+    if any(measured["shared_with_validation"].values()):
+        sets["validation"] = measured["shared_with_validation"]
+    return "test images that share with " + "; with ".join(
+        f"{name}: " + ", ".join(f"{share:.1%} their {key}" for key, share in shares.items())
+        for name, shares in sets.items()
+    )
 
 
-def verdict(found: dict) -> str:
-    """What a score on this split measures, in a sentence or two; `found` comes from `leaks`."""
-    shared, chosen = found["shared"], _share_of_choices(found["shared_with_validation"])
+def verdict(measured: dict) -> str:
+    """What a score on this split measures, in one to three sentences; `measured` is the result of `measure`."""
+    shared, validation = measured["shared"], _validation_sentence(measured["shared_with_validation"])
     if shared["image"]:
         return (
-            f"{shared['image']:.1%} of the test images stand in the training set: the score is not a measure of new "
-            f"images. It shows what the network remembers.{chosen}"
+            f"{shared['image']:.1%} of the test images are also in the training set: the score is not a measure of new "
+            f"images. It shows what the network remembers.{validation}"
         )
     if shared["slide"]:
         return (
-            f"{shared['slide']:.1%} of the test images come from slides of the training set: the score flatters; "
-            f"it is no measure of new slides or patients.{chosen}"
+            f"{shared['slide']:.1%} of the test images come from slides of the training set: the score is optimistic; "
+            f"it is not a measure of new slides or patients.{validation}"
         )
     if shared["patient"]:
         return (
-            f"No test image or slide stands in training, but {shared['patient']:.1%} of the test images come from "
-            f"patients that do: the score may flatter.{chosen}"
+            f"No test image or slide is in the training set, but {shared['patient']:.1%} of the test images come from "
+            f"patients that are: the score may be optimistic.{validation}"
         )
-    if chosen:
-        return f"No test image, slide or patient stands in training.{chosen}"
-    return "No test image, slide or patient stands in training: the score is one for new patients of this data set."
+    alone = "No test image, slide or patient is in the training set"
+    return f"{alone}.{validation}" if validation else f"{alone}: the score measures new patients of this data set."
 
 
-def _share_of_choices(shared: dict[str, float]) -> str:
+def _validation_sentence(shared: dict[str, float]) -> str:
     for key, share in shared.items():
         if share:
             return (
                 f" {share:.1%} of the test images share their {key} with the validation set, on which the epoch, the "
-                "threshold and the temperature were chosen, which flatters the score."
+                "threshold and the temperature were chosen, so the score is optimistic."
             )
     return ""

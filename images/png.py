@@ -1,4 +1,4 @@
-"""One PNG: whether training can use it, and what is in it; nothing is decoded before its size is known."""
+"""One PNG file: whether training can use it, and what it contains; it is decoded only after its size is checked."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from safety import limits
 
-# An image of more pixels is refused before it is decoded; the real ones have 322,000.
+# The real images have 322,000 pixels.
 MAX_PIXELS = 5_000_000
-# What that many pixels take without compression, and some more for the rest.
+# As many pixels without compression, and some space for the other chunks.
 MAX_BYTES = 2**24
-# Pillow would refuse the largest before they can be named, and warn of others; this project looks for itself.
+# Pillow's own limit is off: `decode` checks MAX_PIXELS first, so that each image that is too large can be named.
 Image.MAX_IMAGE_PIXELS = None
 HEADER = struct.Struct(">8sI4sIIBB")
 COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 
 
 class UnusableError(ValueError):
-    """Why an image cannot be trained on, to be said after its name."""
+    """An image cannot be used for training; the message is a phrase to put after its name, such as "is empty"."""
 
 
-def look(folder: Path, path: str) -> dict:
-    """What is in the image `path` below `folder`.
+def inspect(folder: Path, path: str) -> dict:
+    """Decodes and measures one image.
+
+    Args:
+        folder: the folder of the images.
+        path: of the image, relative to `folder`.
 
     Returns:
-        bytes, modified (ns), pixels (SHA-256 of the decoded array), error (empty for a good one), mode, depth (bits a
-        channel), width, height (pixels), brightness (mean of grey, 0 to 255), sharpness (variance of its Laplacian).
+        bytes, modified (ns), pixels (SHA-256 of the decoded array), error (empty for a valid image), mode, depth (bits
+        per channel), width and height (pixels), brightness (mean of the grey image, 0 to 255) and sharpness (variance
+        of the grey image's Laplacian). Only `error` if the image cannot be used.
     """
     try:
-        return stamp(folder, path) | {"error": ""} | _measure(decode((folder / path).read_bytes()))
+        return file_status(folder, path) | {"error": ""} | _measure(decode((folder / path).read_bytes()))
     except FileNotFoundError:
         return {"error": "is missing"}
     except UnusableError as error:
@@ -44,37 +48,55 @@ def look(folder: Path, path: str) -> dict:
         return {"error": f"cannot be read ({error.strerror})"}
 
 
-def stamp(folder: Path, path: str) -> dict:
-    """Size and time stamp of a file; raises UnusableError for none, a giant, or a link that leads out of `folder`.
+def file_status(folder: Path, path: str) -> dict:
+    """Size and time of the last change of a file.
 
-    `folder` itself may be a link.
+    Args:
+        folder: the folder of the images; may itself be a symbolic link.
+        path: of the file, relative to `folder`.
+
+    Returns:
+        bytes, modified (ns).
+
+    Raises:
+        UnusableError: it is not a regular file, is too large, or is a link that leads out of `folder`.
+        OSError: it is missing or cannot be read.
     """
     status = (folder / path).stat()
     if not stat.S_ISREG(status.st_mode):
-        raise UnusableError("is no regular file")
+        raise UnusableError("is not a regular file")
     if not limits.is_within(folder / path, folder):
         raise UnusableError("is a link that leads out of the folder of the images")
     if status.st_size > MAX_BYTES:
-        raise UnusableError(f"has {status.st_size} bytes, more than {MAX_BYTES}")
+        raise UnusableError(f"must have at most {MAX_BYTES} bytes, got {status.st_size}")
     return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The image (height, width, 3), uint8, by the decoder that training uses, so that they never disagree.
+    """Decodes a PNG with the decoder that training uses, so that the two never disagree.
+
+    Args:
+        content: of the file.
+
+    Returns:
+        RGB, (height, width, 3), uint8.
 
     Raises:
-        UnusableError: it is no PNG, too large, damaged, or not RGB of 8 bits.
+        UnusableError: it is not a PNG, is too large or damaged, or is not RGB of 8 bits per channel.
     """
     if not content:
         raise UnusableError("is empty")
     if len(content) < HEADER.size or not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise UnusableError("is no PNG")
+        raise UnusableError("is not a PNG")
     _, _, _, width, height, depth, colour = HEADER.unpack_from(content)
     if width * height > MAX_PIXELS:
-        raise UnusableError(f"has {width} x {height} pixels, more than {MAX_PIXELS}")
+        raise UnusableError(f"must have at most {MAX_PIXELS} pixels, got {width} x {height}")
     if (COLOURS.get(colour), depth) != ("RGB", 8):
-        mode = COLOURS.get(colour, "no colour type")
-        raise UnusableError(f"is {mode} of {depth} bits a channel, needed is RGB of 8")
+        mode = COLOURS.get(colour, f"colour type {colour}")
+        raise UnusableError(f"must be RGB of 8 bits per channel, got {mode} of {depth}")
+    # Not at the top, so that what opens no image needs no TensorFlow.
+    import tensorflow as tf
+
     try:
         return tf.io.decode_png(content, channels=3).numpy()
     except tf.errors.InvalidArgumentError:

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests, under five protocols; the contract that each keeps; and what still leaks."""
+"""The split into training, validation and test sets under five protocols, and the check of what each promises."""
 
 from __future__ import annotations
 
@@ -15,37 +15,43 @@ from safety.errors import InputError
 
 SETS = ["train", "valid", "test", "unused"]
 COLUMNS = ["filename", "label", "slide", "patient", "set"]
-# What must stand on one side only, and is therefore drawn as a whole, under each protocol.
-KEPT_WHOLE = {
+# The classes, in the order of label_int.
+LABELS = ["benign", "malignant"]
+# For each protocol the columns whose values must each be in one set only.
+GROUP_KEYS = {
     "row": [],
     "image": ["filename"],
     "slide": ["filename", "slide"],
     "patient": ["filename", "slide", "patient"],
     "fold": ["filename"],
 }
-# At least this share of a class' groups is tested, so that a score never rests on the one or two largest.
+# At least this share of the groups of a class is tested, so that no score depends on one or two large groups.
 TEST_SHARE = 0.2
 
 
 def split(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
-    """Puts every row into train, valid, test or unused.
+    """Assigns every row to train, valid, test or unused.
 
-    The test set holds `test_per_class` images of each class. Under `row` it is drawn from all rows, as the thesis
-    does, and a fraction of the other rows validates. Under `image`, `slide` and `patient` whole groups are drawn for
-    the test, then images as evenly as possible over them and their magnifications; what is left of these groups is
-    unused; validation takes `valid_fraction` of the other groups of each class. Under `fold` the test images come
-    from the test part of the official fold `settings.fold`, and whole patients of its training part validate.
-    Images of equal pixels (column `pixels`, where the table has it) are one unit under all but `row`.
+    The test set has `test_per_class` images of each class.
+
+    - `row`: they are drawn from all rows, as in the thesis; `valid_fraction` of the other rows is for validation.
+    - `image`, `slide`, `patient`: first whole groups are drawn, then images from these groups, as evenly as possible
+      over groups and magnifications; their other images are unused. `valid_fraction` of the other groups of each class
+      is for validation.
+    - `fold`: they are drawn from the test part of the official fold `settings.fold`; whole patients of its training
+      part are for validation.
+
+    Under all but `row`, images of equal pixels (column `pixels`, if there is one) stay together.
 
     Args:
-        table: frame of `data.read_folds`; the draw depends on the names in it and the seed, not on their order.
+        table: frame of `data.read_table`, in any order; equal names and seeds give equal splits.
         settings: the section `data`.
 
     Returns:
-        The rows that take part (all under `row`, else one an image) with the column `set`.
+        The rows of `select` with the column `set`.
 
     Raises:
-        InputError: the table is too small for the test size, or equal pixels bear both labels.
+        InputError: the table is too small for the test size, or equal pixels have both labels.
     """
     table = select(table, settings)
     draw = {"row": _split_rows, "fold": _split_fold}.get(settings.protocol, _split_groups)
@@ -55,9 +61,15 @@ def split(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
 
 
 def select(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
-    """The rows that take part, in the order of their names: of one magnification or all, each image once but for row.
+    """The rows that take part in a split.
 
-    Under `fold` the rows are those of the official fold, so that `grp` is that fold's.
+    Args:
+        table: frame of `data.read_table`.
+        settings: the section `data`.
+
+    Returns:
+        The rows of `settings.magnification`, and under `fold` of the official fold, ordered by filename and fold; all
+        of them under `row`, else one for each image.
     """
     if settings.magnification != "all":
         table = table[table.mag == settings.magnification]
@@ -70,40 +82,44 @@ def select(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
 
 
 def _split_rows(table: pd.DataFrame, settings: config.Data) -> pd.Series:
-    sizes = table.label.value_counts().reindex(["benign", "malignant"], fill_value=0)
-    _refuse_unless_fits(sizes - 2, settings, "rows")
+    sizes = table.label.value_counts().reindex(LABELS, fill_value=0)
+    _check_test_size(sizes - 2, settings, "rows")
     test = table.groupby("label").sample(settings.test_per_class, random_state=settings.seed)
     rest = table.index.difference(test.index)
-    # Not class by class: the thesis' own counts of the validation set are those of a plain draw.
+    # Not stratified: only a plain draw gives the thesis' counts of the validation set.
     count = min(max(1, round(settings.valid_fraction * len(rest))), len(rest) - 1)
     valid = train_test_split(rest, test_size=count, random_state=settings.seed)[1]
     return _sets(table, train=rest.difference(valid), valid=valid, test=test.index)
 
 
 def _split_groups(table: pd.DataFrame, settings: config.Data) -> pd.Series:
-    units = _units(table, settings.protocol)
+    groups = group_ids(table, settings.protocol)
     rng = np.random.RandomState(settings.seed)
-    orders = {label: _order(rows, units, settings, rng) for label, rows in table.groupby("label")}
-    # Training and validation need one group each.
-    fits = pd.Series({label: order[:-2].sum() for label, order in orders.items()}, dtype=int)
-    _refuse_unless_fits(fits, settings, f"images in whole {settings.protocol}s")
-    tested = units.isin([unit for order in orders.values() for unit in _enough(order, settings)])
-    test = _draw_evenly(table[tested], units, settings.test_per_class, rng)
-    valid = _draw_valid(table[~tested], units, settings)
+    orders = {label: _draw_order(rows, groups, settings, rng) for label, rows in table.groupby("label")}
+    # Training and validation need one group of each class.
+    available = pd.Series({label: order[:-2].sum() for label, order in orders.items()}, dtype=int)
+    _check_test_size(available, settings, f"images in whole {settings.protocol}s")
+    tested = groups.isin([group for order in orders.values() for group in _test_groups(order, settings)])
+    test = _draw_evenly(table[tested], groups, settings.test_per_class, rng)
+    valid = _draw_valid(table[~tested], groups, settings)
     return _sets(table, train=table.index[~tested].difference(valid), valid=valid, test=test)
 
 
 def _split_fold(table: pd.DataFrame, settings: config.Data) -> pd.Series:
-    patients, twins = _units(table, "patient"), _units(table, "image")
-    theirs = table.grp == "test"
-    sizes = table.label[theirs].value_counts().reindex(["benign", "malignant"], fill_value=0)
-    _refuse_unless_fits(sizes, settings, f"test images of official fold {settings.fold}")
+    patients, images = group_ids(table, "patient"), group_ids(table, "image")
+    official_test = table.grp == "test"
+    sizes = table.label[official_test].value_counts().reindex(LABELS, fill_value=0)
+    _check_test_size(sizes, settings, f"test images of official fold {settings.fold}")
     rng = np.random.RandomState(settings.seed)
-    test = _draw_evenly(table[theirs], patients, settings.test_per_class, rng)
-    # Slide 13412 stands on both sides of some folds, with the same images under two names.
-    rest = table[~theirs & ~twins.isin(twins[test])]
-    if rest.groupby("label").patient.nunique().reindex(["benign", "malignant"], fill_value=0).min() < 2:
-        raise InputError(f"data.fold: official fold {settings.fold} leaves a class fewer than 2 patients to train with")
+    test = _draw_evenly(table[official_test], patients, settings.test_per_class, rng)
+    # Slide 13412 is in both parts of some folds, with the same images under two names.
+    rest = table[~official_test & ~images.isin(images[test])]
+    remaining = rest.groupby("label").patient.nunique().reindex(LABELS, fill_value=0).min()
+    if remaining < 2:
+        raise InputError(
+            f"data.fold: official fold {settings.fold} must leave at least 2 patients of each class for training and "
+            f"validation, got {remaining}"
+        )
     valid = _draw_valid(rest, patients, settings)
     return _sets(table, train=rest.index.difference(valid), valid=valid, test=test)
 
@@ -115,121 +131,151 @@ def _sets(table: pd.DataFrame, **rows: pd.Index) -> pd.Series:
     return sets
 
 
-def _refuse_unless_fits(fits: pd.Series, settings: config.Data, what: str) -> None:
-    if len(fits) < 2 or fits.min() < settings.test_per_class:
-        fits = fits.reindex(["benign", "malignant"], fill_value=0).clip(0)
+def _check_test_size(available: pd.Series, settings: config.Data, what: str) -> None:
+    if len(available) < 2 or available.min() < settings.test_per_class:
+        available = available.reindex(LABELS, fill_value=0).clip(0)
         raise InputError(
-            f"data.test_per_class: too few {what} for protocol {settings.protocol}: at most {fits.min()} a class fit "
-            f"(benign {fits.benign}, malignant {fits.malignant}), got {settings.test_per_class}"
+            f"data.test_per_class: too few {what} for protocol {settings.protocol}: must be at most {available.min()} "
+            f"(benign {available.benign}, malignant {available.malignant}), got {settings.test_per_class}"
         )
 
 
-def _units(table: pd.DataFrame, protocol: str) -> pd.Series:
-    """The number of each row's group: rows are joined by every name that the protocol keeps whole, and by pixels."""
-    keys = KEPT_WHOLE[protocol] + (["pixels"] if "pixels" in table else [])
-    names, total = [], len(table)
+def group_ids(table: pd.DataFrame, protocol: str) -> pd.Series:
+    """The number of each row's group: rows that share any of the protocol's keys, or pixels, are in one group.
+
+    Args:
+        table: frame with filename, label, slide, patient and, where known, pixels.
+        protocol: a key of `GROUP_KEYS`.
+
+    Returns:
+        A number for each row; equal for the rows that must stay together.
+
+    Raises:
+        InputError: one group has both labels.
+    """
+    keys = GROUP_KEYS[protocol] + (["pixels"] if "pixels" in table else [])
+    nodes, total = [], len(table)
     for key in keys:
         codes, values = pd.factorize(table[key])
-        names.append(codes + total)
+        nodes.append(codes + total)
         total += len(values)
     rows = np.tile(np.arange(len(table)), len(keys))
-    graph = coo_array((np.ones(len(rows)), (rows, np.concatenate(names))), shape=(total, total))
-    units = pd.Series(connected_components(graph, directed=False)[1][: len(table)], table.index)
-    labels = table.groupby(units).label.nunique()
+    graph = coo_array((np.ones(len(rows)), (rows, np.concatenate(nodes))), shape=(total, total))
+    groups = pd.Series(connected_components(graph, directed=False)[1][: len(table)], table.index)
+    labels = table.groupby(groups).label.nunique()
     if labels.max() > 1:
-        mixed = table.filename[units == labels.idxmax()]
-        raise InputError(f"equal pixels or one {protocol} under both labels: {', '.join(mixed.head(3))}")
-    return units
+        mixed = table.filename[groups == labels.idxmax()]
+        raise InputError(f"split: equal pixels or one {protocol} under both labels: {', '.join(mixed.head(3))}")
+    return groups
 
 
-def _order(rows: pd.DataFrame, units: pd.Series, settings: config.Data, rng: np.random.RandomState) -> pd.Series:
-    """The images in each group, in the order in which groups are taken for the test.
+def rarest_subtypes(table: pd.DataFrame, groups: pd.Series) -> pd.Series:
+    """The subtype for which each group counts; of several the one that the fewest groups have.
 
-    Single images are taken at random. Of slides and patients, every subtype gives one, then each in its proportion.
+    Patient 29960, for example, is one of only two with adenosis.
     """
-    units = units[rows.index]
-    sizes = units.value_counts().sort_index()
+    group_counts = groups.groupby(table.subtype).nunique()
+    return table.subtype.map(group_counts).groupby(groups).idxmin().map(table.subtype)
+
+
+def _draw_order(rows: pd.DataFrame, groups: pd.Series, settings: config.Data, rng: np.random.RandomState) -> pd.Series:
+    """The number of images of each group, in the order in which groups are taken for the test.
+
+    Single images are taken at random; of slides and patients first one of each subtype, then in proportion.
+    """
+    groups = groups[rows.index]
+    sizes = groups.value_counts().sort_index()
     sizes = sizes.loc[rng.permutation(sizes.index)]
     if settings.protocol == "image":
         return sizes
-    # A patient of several subtypes stands for the rarest: 29960 is one of only two with adenosis.
-    groups_with = units.groupby(rows.subtype).nunique()
-    rarest = rows.subtype.map(groups_with).groupby(units).idxmin().map(rows.subtype)[sizes.index]
+    rarest = rarest_subtypes(rows, groups)[sizes.index]
     rank, count = rarest.groupby(rarest).cumcount(), rarest.map(rarest.value_counts())
     return sizes.loc[((rank + 0.5) / count).where(rank > 0, -count).sort_values(kind="stable").index]
 
 
-def _enough(order: pd.Series, settings: config.Data) -> pd.Index:
+def _test_groups(order: pd.Series, settings: config.Data) -> pd.Index:
     needed = int(np.searchsorted(order.cumsum(), settings.test_per_class)) + 1
     if settings.protocol != "image":
         needed = max(needed, min(max(4, round(TEST_SHARE * len(order))), len(order) - 2))
     return order.index[:needed]
 
 
-def _draw_evenly(rows: pd.DataFrame, units: pd.Series, per_class: int, rng: np.random.RandomState) -> pd.Index:
-    """Rows of each class, as evenly as possible over its groups, and within these over the magnifications."""
-    rows = rows.assign(unit=units[rows.index]).loc[rng.permutation(rows.index)]
-    rows["turn"] = rows.groupby(["unit", "mag"]).cumcount()
-    # Each group begins with another magnification, so that the last, unfinished round is even over them too.
-    start = rows.unit.map({unit: place for place, unit in enumerate(rows.unit.unique())})
-    rows["mag_turn"] = (pd.factorize(rows.mag, sort=True)[0] + start) % rows.mag.nunique()
-    rows = rows.sort_values(["turn", "mag_turn"], kind="stable")
-    rows["turn"] = rows.groupby("unit").cumcount()
-    return rows.sort_values("turn", kind="stable").groupby("label").head(per_class).index
+def _draw_evenly(rows: pd.DataFrame, groups: pd.Series, per_class: int, rng: np.random.RandomState) -> pd.Index:
+    """`per_class` rows of each class, as evenly as possible over its groups and their magnifications."""
+    rows = rows.assign(group=groups[rows.index]).loc[rng.permutation(rows.index)]
+    rows["round"] = rows.groupby(["group", "mag"]).cumcount()
+    # Each group starts with another magnification, so that the last, incomplete round is even over them too.
+    start = rows.group.map({group: number for number, group in enumerate(rows.group.unique())})
+    rows["mag_order"] = (pd.factorize(rows.mag, sort=True)[0] + start) % rows.mag.nunique()
+    rows = rows.sort_values(["round", "mag_order"], kind="stable")
+    rows["round"] = rows.groupby("group").cumcount()
+    return rows.sort_values("round", kind="stable").groupby("label").head(per_class).index
 
 
-def _draw_valid(rows: pd.DataFrame, units: pd.Series, settings: config.Data) -> pd.Index:
-    """Whole groups of each class, `valid_fraction` of its groups, at least one, and at least one left to train."""
+def _draw_valid(rows: pd.DataFrame, groups: pd.Series, settings: config.Data) -> pd.Index:
+    """Whole groups of each class: `valid_fraction` of them, but at least one, and one less than all at most."""
     drawn = []
     for _, part in rows.groupby("label"):
-        groups = units[part.index]
-        count = min(max(1, round(settings.valid_fraction * groups.nunique())), groups.nunique() - 1)
+        class_groups = groups[part.index]
+        count = min(max(1, round(settings.valid_fraction * class_groups.nunique())), class_groups.nunique() - 1)
         splitter = GroupShuffleSplit(1, test_size=count, random_state=settings.seed)
-        drawn.append(part.index[next(splitter.split(part, groups=groups))[1]])
+        drawn.append(part.index[next(splitter.split(part, groups=class_groups))[1]])
     return drawn[0].union(drawn[1])
 
 
 def upsample(train: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Draws as many rows of each class, with replacement, as the largest class has.
+    """Draws rows of each class, with replacement, until each has as many as the largest class.
 
-    As in the thesis the largest class is drawn anew too, so that about a third of its rows are left out by chance.
+    As in the thesis, the largest class is drawn with replacement too, so about a third of its rows is left out.
+
+    Args:
+        train: the training rows.
+        seed: of the draw.
+
+    Returns:
+        The drawn rows, ordered by class.
+
+    Raises:
+        ValueError: there are rows of another set, whose repetition would falsify a score.
     """
     if "set" in train and set(train.set) != {"train"}:
-        raise ValueError(f"only training rows may be drawn again, got {sorted(set(train.set))}")
+        raise ValueError(f"only training rows may be upsampled, got {sorted(set(train.set))}")
     largest = train.label.value_counts().max()
     return train.groupby("label").sample(largest, replace=True, random_state=seed).reset_index(drop=True)
 
 
 def check(table: pd.DataFrame, protocol: str) -> None:
-    """The contract of a split: what `KEPT_WHOLE` names stands in one set only, and the test set is balanced.
+    """Checks that no group is in two sets, that each set has both classes, and that the test set is balanced.
 
     Args:
-        table: frame with filename, label, slide, patient, set and, where known, pixels.
-        protocol: the protocol it was made under.
+        table: frame with filename, label, slide, patient, set and, if known, pixels.
+        protocol: the protocol of the split.
 
     Raises:
-        InputError: the contract is broken; names the first offender.
+        InputError: a check fails; names the first violation.
     """
     used = table[table.set != "unused"]
-    twins = ["pixels"] if "pixels" in table and protocol != "row" else []
-    for key in KEPT_WHOLE[protocol] + twins:
+    pixels = ["pixels"] if "pixels" in table and protocol != "row" else []
+    for key in GROUP_KEYS[protocol] + pixels:
         sets = used.groupby(key).set.unique()
-        parted = sets[sets.map(len) > 1]
-        if len(parted):
-            raise InputError(f"split: {key} {parted.index[0]} stands in {' and '.join(sorted(parted.iloc[0]))}")
-    counts = pd.crosstab(used.label, used.set).reindex(index=["benign", "malignant"], columns=SETS[:3], fill_value=0)
+        shared = sets[sets.map(len) > 1]
+        if len(shared):
+            raise InputError(
+                f"split: {key} {shared.index[0]} must be in one set, got {' and '.join(sorted(shared.iloc[0]))}"
+            )
+    counts = pd.crosstab(used.label, used.set).reindex(index=LABELS, columns=SETS[:3], fill_value=0)
     if counts.to_numpy().min() == 0 or counts.test.nunique() > 1:
         raise InputError(
-            f"split: every set needs both classes and the test set as many of each, got "
+            f"split: each set must have both classes, and the test set the same number of each, got "
             f"{'; '.join(f'{name} {b} benign, {m} malignant' for name, (b, m) in counts.items())}"
         )
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The split as the text of split.csv: filename, label, slide, patient, set; under `row` a line a row."""
+    """The text of split.csv: filename, label, slide, patient, set, in the order of the table."""
     return table[COLUMNS].to_csv(index=False, lineterminator="\n")
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a split's text, in hex."""
+    """SHA-256 of a text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Augmentation: one affine map and one interpolation for each image."""
+"""Augmentation: all warps of an image combined into one affine map, so that it is interpolated only once."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import tensorflow as tf
 
 import config
 
-# Random numbers that a warp takes: rotation, shear, zoom, flip, shift right and down.
+# Random numbers for each image: rotation, shear, zoom, flip, shift right, shift down.
 DRAWS = 6
 
 
 def warp(images: tf.Tensor, augment: config.Augment, draws: tf.Tensor) -> tf.Tensor:
-    """Rotates, shears, zooms, shifts and mirrors each image, as one affine map and one interpolation.
+    """Rotates, shears, zooms, shifts and mirrors each image.
 
     Args:
         images: (n, size, size, 3), float32.
-        augment: the largest amounts; what is 0 or off does not happen.
-        draws: (n, DRAWS), -1 to 1, which share of each amount an image gets.
+        augment: the largest amount of each warp; 0 or off leaves it out.
+        draws: (n, DRAWS), float32, -1 to 1: the share of each amount; a negative fourth one mirrors.
 
     Returns:
-        Images of the same shape; what comes in from beyond the border is its mirror image.
+        Images of the same shape and type; beyond its border an image is continued by reflection.
     """
     if not augment.active:
         return images
@@ -35,14 +35,14 @@ def warp(images: tf.Tensor, augment: config.Augment, draws: tf.Tensor) -> tf.Ten
 
 
 def _transforms(size: int, augment: config.Augment, draws: tf.Tensor) -> tf.Tensor:
-    """(n, 8): for each image the map from the place in the warped image to the place that it shows."""
+    """The maps from output to input coordinates, (n, 8), as ImageProjectiveTransformV3 takes them."""
     turn, slant, scale, mirror, right, down = tf.unstack(draws, DRAWS, axis=1)
     turn = turn * np.deg2rad(augment.rotation)
     slant = tf.tan(slant * np.deg2rad(augment.shear))
-    # A zoom of 0.5 shows from 1/1.5 to 1.5 of the side, as far in as out.
+    # A zoom of 0.5 shows 1/1.5 to 1.5 of the side, so that zooming in and out are equally strong.
     scale = (1.0 + augment.zoom) ** scale
     mirror = tf.where(mirror < 0, -1.0, 1.0) if augment.flip else tf.ones_like(mirror)
-    # Rotation x shear x scale; x is mirrored last, so that the other amounts keep their meaning.
+    # Rotation x shear x scale; the mirroring comes last, so that it does not change the meaning of the other amounts.
     cos, sin = scale * tf.cos(turn), scale * tf.sin(turn)
     a, b = cos * mirror, cos * slant - sin
     c, d = sin * mirror, sin * slant + cos

@@ -1,4 +1,4 @@
-"""Writing files so that no reader ever meets half of one."""
+"""Atomic writes: a file or folder appears complete or not at all, also when the process is killed."""
 
 from __future__ import annotations
 
@@ -13,78 +13,89 @@ from pathlib import Path
 from safety import signals
 from safety.errors import InputError
 
-# Even where it goes into a file, it is written on and not replaced.
+# The shell may redirect standard output to a file; these names must write to that file, not replace it.
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write to; after the block the file stands at `path`, or is gone if it raised.
+    """Yields a temporary name in the folder of `path`; after the block the file is moved to `path`.
 
-    The name keeps the suffix of `path`, by which Keras, NumPy and Matplotlib choose the format, and is never longer
-    than a file system takes. A link at `path` is replaced and not followed: in a run that others made it could lead
-    anywhere.
+    If the block raises, the temporary file is deleted and `path` stays as it was. Signals wait until the block ends.
+    The temporary name keeps the suffix of `path`, because Keras, NumPy and Matplotlib choose the format by it, and is
+    short enough for every file system. A symbolic link at `path` is replaced and not followed: in a run from somebody
+    else it could lead anywhere.
+
+    Args:
+        path: where the complete file goes; missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}{path.suffix[-8:]}")
+    temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}{path.suffix[-8:]}")
     with signals.deferred():
         try:
-            yield beside
-            with beside.open("rb") as file:
+            yield temporary
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
             _sync(path.parent)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
-    """After a power cut a file that was renamed may bear its old name unless its folder was written too."""
-    number = os.open(folder, os.O_RDONLY)
+    """Writes the folder itself to disk; otherwise a power cut could undo the renaming of a file in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Gives a folder beside `folder` to write to; after the block its files stand in `folder`, or nowhere if it raised.
+    """Yields a temporary folder next to `folder`; after the block its files are moved into `folder`.
 
-    Files of other names that were in `folder` stay there.
+    If the block raises, `folder` stays as it was. Other files in `folder` are left alone.
 
     Raises:
-        InputError: `folder` is a link, which could lead anywhere.
+        InputError: `folder` is a symbolic link, which could lead anywhere.
     """
     if folder.is_symlink():
-        raise InputError(f"{folder}: is a link; what is written there would land elsewhere")
-    beside = folder.with_name(f".{os.getpid()}.{folder.name}")
-    beside.mkdir(parents=True)
+        raise InputError(f"{folder}: must be a folder, got a link; files written there would end up elsewhere")
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    temporary.mkdir(parents=True)
     try:
-        yield beside
+        yield temporary
         with signals.deferred():
             folder.mkdir(exist_ok=True)
-            for path in beside.iterdir():
+            for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(beside)
+        shutil.rmtree(temporary)
 
 
 def remove_leftovers(folder: Path, of: str = "*") -> None:
-    """Deletes what killed processes had begun to write; the caller knows that no other process is writing there."""
+    """Deletes the temporary files and folders that killed processes left in `folder`.
+
+    Call it only while no other process writes there.
+
+    Args:
+        folder: where to look.
+        of: pattern of the name after the process number; for `filling`, the name of the folder.
+    """
     for left in folder.glob(f".[0-9]*.{of}"):
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text as a whole or not at all; what is no Unicode in it, of a file's name, is escaped."""
-    with replacing(path) as beside:
-        beside.write_bytes(_encoded(text))
+    """Writes UTF-8 text as `replacing` does; characters that are not Unicode, as in some file names, are escaped."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(_encoded(text))
 
 
 def write_out(name: str, text: str) -> None:
-    """Writes text as `write_text` to where the user said: through a link, and as it comes to a device or pipe."""
+    """Writes text to an output that the user named: a file, a link (which is followed), a device or a pipe."""
     if name in STDOUT:
         sys.stdout.flush()
         sys.stdout.buffer.write(_encoded(text))

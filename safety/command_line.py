@@ -1,4 +1,4 @@
-"""The front door of every command: arguments, errors in one line, exit status."""
+"""What all commands share: the argument parser, errors as one line, exit statuses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safety.errors import InputError
 
 def _utf8(text: str) -> str:
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise argparse.ArgumentTypeError(f"allowed is UTF-8, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be UTF-8, got {text!r}")
     return text
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that takes settings too and says what is wrong in one line.
+    """An argument parser that raises InputError, and accepts options and settings in any order.
 
     Args:
         description: what the command does; shown by --help.
@@ -28,20 +28,20 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        # TensorFlow takes no other names of files, and no report can hold them; `type=str` lets them pass.
+        # TensorFlow opens no file names other than UTF-8, and no report can hold them; `type=str` accepts them.
         self.register("type", None, _utf8)
         self.register("type", Path, lambda text: Path(_utf8(text)))
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Parses the arguments, settings and options in any order."""
+        """The parsed arguments; raises InputError for wrong ones."""
         return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> None:
-        raise InputError(f"{message}; --help tells more")
+        raise InputError(f"{message}; see --help")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
 def _terminate(number: int, frame: Any) -> None:
@@ -49,13 +49,17 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a command's `main` with the shell's arguments and exits with the status that it returns (None is 0).
+    """Runs a command's `main` and exits; never shows a traceback for wrong input, broken data or a signal.
 
-    Wrong input ends in one line and exit status 2, data that must be mended in a line for each finding and 1.
+    Args:
+        main: takes the arguments of the shell and returns the exit status; None means 0.
+
+    Exit status: that of `main`; 1 for DataError, 2 for other wrong input and for files that cannot be read or written,
+    130 for Ctrl-C, 141 if the reader of the output is gone, 143 for SIGTERM.
     """
     if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _terminate)
-    # What the terminal cannot show is escaped, as Python does on standard error by itself.
+    # Characters that the terminal cannot show are escaped; Python does so by itself only on standard error.
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -63,10 +67,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except InputError as error:
         print("error:", "\n".join(map(limits.printable, error.lines)), file=sys.stderr)
         sys.exit(error.status)
-    except KeyboardInterrupt as stop:
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     except BrokenPipeError:
-        # The reader, `head` say, has seen enough; Python would complain once more when it flushes at the end.
+        # The reader, such as `head`, has closed the pipe. Without this, Python's last flush would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

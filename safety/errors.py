@@ -1,25 +1,31 @@
-"""What the user is told in one line, with the exit status that goes with it."""
+"""Errors that end a command with a message for the user and an exit status."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """What the user gave is wrong: one line that names it, what is allowed and what came; exit status 2."""
+    """The user's input is wrong; exit status 2.
+
+    The message is one line. It names the key, file or row, what is allowed and what was given.
+    """
 
     status = 2
 
     @property
     def lines(self) -> list[str]:
-        """What the user is told."""
+        """The lines to print: the message as a single line."""
         return [" ".join(str(self).split())]
 
 
 class DataError(InputError):
-    """The data has findings that must be mended: a line that counts them, then a line each; exit status 1."""
+    """The data has findings that must be mended; exit status 1.
+
+    The first line of the message counts the findings, each further line names one.
+    """
 
     status = 1
 
     @property
     def lines(self) -> list[str]:
-        """What the user is told."""
+        """The lines to print: the count, then the findings."""
         return str(self).splitlines()

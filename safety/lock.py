@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock: one process at a time works in a run's folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safety.errors import InputError
 
 @contextlib.contextmanager
 def exclusive(run: Path) -> Iterator[None]:
-    """Keeps every other process out of the run's folder; a dead process' lock is void.
+    """Locks a run's folder until the block ends; the lock of a process that died does not count.
 
-    The lock stands beside the folder, since it is held before there is one.
+    The lock file is next to the folder, because it is taken before the folder exists.
 
     Raises:
-        InputError: another process is in it.
+        InputError: another process holds the lock.
     """
     run = Path(os.path.realpath(run))
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: kept waiting where they would do harm."""
+"""Ctrl-C and SIGTERM: deferred where an interruption would do harm, immediate where Python would wait."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import signal
 import threading
 from collections.abc import Iterator
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait until the block is left; a second one does not.
+    """Ctrl-C and SIGTERM take effect when the block ends; a second one takes effect at once.
 
     Yields:
-        The numbers of the signals that received.
+        The numbers of the signals received so far.
     """
     received: list[int] = []
-    # Python runs handlers in the main thread alone, and allows them to be set there alone.
+    # Python runs signal handlers in the main thread only, and lets only that thread set them.
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
-    def note(number: int, frame: object) -> None:
+    def receive(number: int, frame: object) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
 
-    # A process in the background may have been told to take no notice of Ctrl-C.
-    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = {number: signal.signal(number, note) for number in heard}
+    # A signal that the parent process has set to be ignored, as for a job in the background, stays ignored.
+    active = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, receive) for number in active}
     try:
         yield received
     finally:
@@ -42,11 +42,11 @@ def deferred() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def immediate() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the process where it waits for others; Python would see them only after the wait."""
+    """Ctrl-C and SIGTERM end the process at once; inside a blocking C call Python would handle them only afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOPS}
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What must happen before anything else is imported: the Python version, and what TensorFlow prints."""
+"""Runs before any third-party import: checks the Python version and silences TensorFlow's start-up messages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import warnings
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 11):
     print(
-        f"error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), this is {sys.version.split()[0]}",
+        f"error: Python 3.9, 3.10 or 3.11 is needed (for TensorFlow Addons), got {sys.version.split()[0]}",
         file=sys.stderr,
     )
     sys.exit(2)
 
-# TensorFlow reads the level when it is imported. At 2 it still reports three missing CUDA plug-ins on every machine
-# without a GPU.
+# TensorFlow reads this level at import. Level 2 still reports three missing CUDA plug-ins on machines without a GPU.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow Addons announces its end of life at every import; requirements.txt already pins for it.
+# TensorFlow Addons warns of its end of life at every import; requirements.txt pins versions that work with it.
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")

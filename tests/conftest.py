@@ -1,4 +1,4 @@
-"""What the tests share: a tiny tree in BreakHis' layout, the real images where they are, and settings for both."""
+"""Fixtures for all tests: a tiny data set in BreakHis' layout, the real images if they are there, settings and a run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ import train
 from evaluation import figures
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A suite in the background would hand on to its processes that Ctrl-C is to be ignored.
+    # A shell starts jobs in the background with Ctrl-C ignored, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder of its own for each test, since runs/ and cache/ stand in it."""
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs each test in a folder of its own, because runs/ and cache/ are in the working folder."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny tree; not to be changed."""
+    """A tiny data set that no test may change."""
     root = tmp_path_factory.mktemp("breakhis")
     write_tree(root, fold_rows())
     return root
@@ -41,7 +41,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_tree(tmp_path: Path) -> Path:
-    """A tiny tree to spoil."""
+    """A tiny data set that the test may change."""
     root = tmp_path / "breakhis"
     write_tree(root, fold_rows(images=1))
     return root
@@ -49,7 +49,7 @@ def own_tree(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def full_table() -> pd.DataFrame:
-    """The table of all of BreakHis, where it is."""
+    """The table of all of BreakHis; skips the test if it is not there."""
     if not (REAL / "Folds.csv").is_file():
         pytest.skip(f"the full Folds.csv is not at {REAL}")
     return data.read_folds(REAL / "Folds.csv")
@@ -57,7 +57,7 @@ def full_table() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def real_sample() -> Path:
-    """The folder of 172 real images, where it is."""
+    """The folder of 172 real images; skips the test if it is not there."""
     if not (REAL / "sample" / "Folds.csv").is_file():
         pytest.skip(f"the real images are not at {REAL}")
     return REAL / "sample"
@@ -65,7 +65,7 @@ def real_sample() -> Path:
 
 @pytest.fixture
 def settings(tree: Path) -> config.Settings:
-    """Settings for the tiny tree."""
+    """Settings for the tiny data set."""
     return config.load_settings(None, tiny_settings(tree))
 
 
@@ -93,8 +93,8 @@ def run(tree, tmp_path_factory):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Evaluations without figures, which take most of their time."""
+def without_figures(monkeypatch):
+    """Evaluations draw no figures, which would take most of the time."""
     monkeypatch.setattr(figures, "draw", lambda found, network: {})
 
 
@@ -105,14 +105,14 @@ def predicted(run):
 
 @pytest.fixture
 def copy(run, tmp_path, monkeypatch):
-    """The run to spoil."""
+    """A copy of the run that the test may change."""
     shutil.copytree(run, tmp_path / "runs" / "tiny")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "tiny"
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints what tests put on record as `outcomes`, which the workers of pytest-xdist could not print themselves."""
+    """Prints the `outcomes` that tests recorded, because the workers of pytest-xdist cannot print."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "outcomes" and report.when == "call":

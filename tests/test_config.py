@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,20 @@ from safety.errors import DataError, InputError
 ROOT = Path(config.__file__).parent
 
 
-def differences(name: str) -> dict:
+def read_yaml(name: str) -> dict:
     return YAML(typ="safe").load((ROOT / name).read_text())
 
 
-def test_config_yaml_is_complete_and_each_comment_is_the_schemas():
+def test_config_yaml_is_complete_and_its_comments_are_those_of_the_schema():
     lines = re.findall(r"^  (\w+): .*?# (.*)$", (ROOT / "config.yaml").read_text(), re.M)
     fields = [field for section in config._fields().values() for field in section.items()]
     assert lines == [(key, field.description) for key, field in fields]
 
 
-def test_the_readmes_table_is_config_yaml():
-    section = (ROOT / "README.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \| (.*) \|$", section, re.M)
-    lines = re.findall(r"^  (\w+): (.*?) +# (.*)$", (ROOT / "config.yaml").read_text(), re.M)
-    assert rows == [(name, value, meaning) for name, (_, value, meaning) in zip(config.setting_names(), lines)]
-
-
 @pytest.mark.parametrize("name", ["sample.yaml", "thesis.yaml"])
 def test_the_other_files_hold_only_what_differs(name):
     defaults = config.load_settings().model_dump()
-    for section, keys in differences(name).items():
+    for section, keys in read_yaml(name).items():
         for key, value in keys.items():
             assert defaults[section][key] != value, f"{section}.{key}"
     config.load_settings(ROOT / name)
@@ -71,19 +63,19 @@ def test_amounts_may_be_off(text, value):
     ("data.valid_fraction=1.0", "data.valid_fraction: input should be less than 1"),
     ("train.initial_lr=1", "initial_lr must be at most maximal_lr"),
     ("train.maximal_lr=.nan", "train.maximal_lr"),
-    ("train.run=../elsewhere", "train.run: allowed are letters, digits"),
+    ("train.run=../elsewhere", "train.run: must be 1 to 100 letters, digits"),
     ("epochs=3", "section.key=value"),
     ("train.epochs", "section.key=value"),
-    ("train.epochs=[1", "no plain YAML"),
-    ("data.fold=0x" + "f" * 5000, "line 1 has 5002 characters without quotes, allowed are 1000"),
+    ("train.epochs=[1", "must be plain YAML"),
+    ("data.fold=0x" + "f" * 5000, "line 1: a value without quotes must have at most 1000 characters, got 5002"),
     ("train.epochs=" + "9" * 23, "train.epochs: input should be less than or equal to 100000"),
     ("train.batch_size=" + "9" * 23, "train.batch_size: input should be less than or equal to 100000"),
     ("train.step_size_epochs=" + "9" * 23, "train.step_size_epochs: input should be less than or equal to 100000"),
     ("train.cache_gib=1e308", "train.cache_gib: input should be less than or equal to 1000000"),
-    ("data.root=a\u202eb", r"data.root: allowed are characters that can be printed, at least one, got 'a\u202eb'"),
-    ("data.folds=a\x1b[31m", r"data.folds: allowed are characters that can be printed, at least one, got 'a\x1b[31m'"),
-    ("model.weights=", "model.weights: allowed are characters that can be printed, at least one"),
-    ("data.seed=!!python/object/apply:os.getcwd []", "no plain YAML"),
+    ("data.root=a\u202eb", r"data.root: must be printable characters, at least one, got 'a\u202eb'"),
+    ("data.folds=a\x1b[31m", r"data.folds: must be printable characters, at least one, got 'a\x1b[31m'"),
+    ("model.weights=", "model.weights: must be printable characters, at least one"),
+    ("data.seed=!!python/object/apply:os.getcwd []", "must be plain YAML"),
 ])  # fmt: skip
 def test_wrong_overrides_are_refused_by_name(override, words):
     with pytest.raises(InputError, match=re.escape(words)):
@@ -95,7 +87,7 @@ def test_wrong_overrides_are_refused_by_name(override, words):
     ("train: 5", "sections of keys"),
     ("train: {epochs: 1, epochs: 2}", "duplicate key"),
     ("train: {epochs: 1", "line 1"),
-    ("a: !!python/name:os.system", "no plain YAML"),
+    ("a: !!python/name:os.system", "must be plain YAML"),
     ("", "sections of keys"),
 ])  # fmt: skip
 def test_wrong_files_are_refused(tmp_path, text, words):
@@ -111,60 +103,58 @@ def test_wrong_files_are_refused(tmp_path, text, words):
     ("[" * 30000, "line 1 is nested deeper than 10 levels"),
     ("- " * 15000, "line 1 is nested deeper than 10 levels"),
     ("\n".join(" " * n + "a:" for n in range(200)), "line 11 is nested deeper than 10 levels"),
-    ("a: " + "9" * 30000, "no plain YAML"),
-    ("- 0x" + "f" * 5000, "no plain YAML"),
-    ("data:\n  fold: 0x" + "f" * 5000, "line 2 has 5002 characters without quotes"),
-    ("a" * 2**15 + "a", "allowed are 32768 bytes, got 32769"),
+    ("a: " + "9" * 30000, "must be plain YAML"),
+    ("- 0x" + "f" * 5000, "must be plain YAML"),
+    ("data:\n  fold: 0x" + "f" * 5000, "line 2: a value without quotes must have at most 1000 characters, got 5002"),
+    ("a" * 2**15 + "a", "must have at most 32768 bytes, got 32769"),
     ('data: {root: "a\\0b"}', "data.root"),
     ('data: {root: "\\ud800"}', "data.root"),
 ])  # fmt: skip
-def test_yaml_that_unfolds_runs_or_nests_is_refused_soon(tmp_path, text, words):
+def test_yaml_that_expands_runs_code_or_nests_deeply_is_refused(tmp_path, text, words):
     (tmp_path / "mine.yaml").write_text(text)
-    start = time.monotonic()
     with pytest.raises(InputError, match=re.escape(words)):
         config.load_settings(tmp_path / "mine.yaml")
-    assert time.monotonic() - start < 10
 
 
-def test_a_byte_order_mark_is_no_part_of_a_setting(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     (tmp_path / "mine.yaml").write_text("\ufefftrain: {epochs: 3}")
     assert config.load_settings(tmp_path / "mine.yaml").train.epochs == 3
 
 
-@pytest.mark.parametrize("error, status, told", [
+@pytest.mark.parametrize("error, status, message", [
     (InputError("no\nfile \x1b[31m"), 2, "error: no file \\x1b[31m\n"),
     (DataError("2 are bad\na.png is\x07 empty\nb.png is gone"), 1, "error: 2 are bad\na.png is\\x07 empty\nb.png is gone\n"),
     (OSError(36, "File name too long", "aaa"), 2, "error: aaa: cannot be written or read: File name too long\n"),
 ])  # fmt: skip
-def test_the_front_door_tells_it_plainly(capsys, error, status, told):
+def test_an_error_ends_in_its_exit_status_and_printable_lines(capsys, error, status, message):
     def main(arguments):
         raise error
 
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
-    assert (ended.value.code, capsys.readouterr().err) == (status, told)
+    assert (ended.value.code, capsys.readouterr().err) == (status, message)
 
 
 def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
     code = "from safety import command_line; command_line.run(lambda arguments: print('ü', *arguments))"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, b"\xff"],
         capture_output=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
-    assert (told.returncode, told.stdout) == (0, rb"\xfc \udcff" + b"\n")
+    assert (result.returncode, result.stdout) == (0, rb"\xfc \udcff" + b"\n")
 
 
 @pytest.mark.parametrize("arguments", [["runs/\udcff"], ["--out", "\udcff"], ["--folder", "\udcff"]])
-def test_names_that_are_not_utf_8_are_refused_unless_they_are_of_images(arguments):
+def test_arguments_that_are_not_utf_8_are_refused_except_those_of_type_str(arguments):
     parser = command_line.CommandLine("test")
     parser.add_argument("run", nargs="?")
     parser.add_argument("--out")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--images", type=str)
     assert parser.parse(["--images", "\udcff"]).images == "\udcff"
-    with pytest.raises(InputError, match="allowed is UTF-8, got '.*udcff'"):
+    with pytest.raises(InputError, match="must be UTF-8, got '.*udcff'"):
         parser.parse(arguments)
 
 
@@ -175,7 +165,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
             config.load_settings(tmp_path / name)
 
 
-def test_options_and_settings_stand_in_any_order():
+def test_options_and_settings_may_come_in_any_order():
     parser = command_line.CommandLine("test")
     config.add_settings(parser)
     args = parser.parse(["train.epochs=1", "--config", "sample.yaml", "data.seed=2"])

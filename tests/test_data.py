@@ -17,7 +17,7 @@ def write(tmp_path, rows):
     return tmp_path / "Folds.csv"
 
 
-def test_the_frame_says_what_the_names_say(tmp_path):
+def test_the_columns_are_parsed_from_the_file_names(tmp_path):
     table = data.read_folds(write(tmp_path, fold_rows()))
     assert list(table.columns) == COLUMNS
     row = table[table.filename == "SOB_B_A-14-101AB-400-002.png"].iloc[0]
@@ -61,31 +61,31 @@ NAME = "BreaKHis_v1/histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-101AB
     ("fold", "6", "fold must be 1 to 5, got '6'"),
     ("fold", "", "fold must be 1 to 5"),
     ("mag", "50", "mag must be 40, 100, 200 or 400, got '50'"),
-    ("mag", "100", "mag contradicts the file's name, got '100'"),
+    ("mag", "100", "mag must agree with the file name, got '100'"),
     ("grp", "valid", "grp must be train or test, got 'valid'"),
-    ("grp", "test", "both train and test"),
-    ("filename", "/etc/passwd", "absolute"),
-    ("filename", "C:\\breast\\a.png", "absolute"),
-    ("filename", NAME.replace("benign/", "benign/../"), "climb"),
-    ("filename", "../" + NAME, "climb"),
-    ("filename", "photo.png", "a path reads"),
-    ("filename", NAME.replace("benign", "harmless"), "a path reads"),
-    ("filename", NAME.replace(".png", ".jpg"), "a name reads"),
-    ("filename", NAME.replace("-14-101AB-40", "-16-101AB-40"), "a name reads"),
-    ("filename", NAME.replace("SOB_B_A-14", "SOB_M_A-14"), "a name reads"),
-    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_XX-14"), "a name reads"),
-    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_F-14"), "contradicts the file's name"),
-    ("filename", NAME.replace("breast/benign", "breast/malignant"), "contradicts the file's name"),
-    ("filename", NAME.replace("SOB_B_A_14-101AB/", "SOB_B_A_14-102/"), "contradicts the file's name"),
-    ("filename", NAME.replace("/40X/", "/100X/"), "contradicts the file's name"),
+    ("grp", "test", "must be train or test in a fold, not both"),
+    ("filename", "/etc/passwd", "must not be absolute"),
+    ("filename", "C:\\breast\\a.png", "must not be absolute"),
+    ("filename", NAME.replace("benign/", "benign/../"), "must not be absolute or contain .."),
+    ("filename", "../" + NAME, "must not be absolute or contain .."),
+    ("filename", "photo.png", "path must be"),
+    ("filename", NAME.replace("benign", "harmless"), "path must be"),
+    ("filename", NAME.replace(".png", ".jpg"), "file name must be"),
+    ("filename", NAME.replace("-14-101AB-40", "-16-101AB-40"), "file name must be"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_M_A-14"), "file name must be"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_XX-14"), "file name must be"),
+    ("filename", NAME.replace("SOB_B_A-14", "SOB_B_F-14"), "path must agree with the file name"),
+    ("filename", NAME.replace("breast/benign", "breast/malignant"), "path must agree with the file name"),
+    ("filename", NAME.replace("SOB_B_A_14-101AB/", "SOB_B_A_14-102/"), "path must agree with the file name"),
+    ("filename", NAME.replace("/40X/", "/100X/"), "path must agree with the file name"),
 ])  # fmt: skip
 def test_a_wrong_row_is_named(tmp_path, column, value, words):
     rows = fold_rows().astype(str).reset_index(drop=True)
     assert rows.filename[0] == NAME
-    # The duplicate with another grp stands in the same fold as the row it contradicts.
+    # The duplicate with another grp is in the same fold as the row that it contradicts.
     rows = pd.concat([rows, rows.iloc[[0]]], ignore_index=True)
     rows.loc[len(rows) - 1, column] = value if value != rows.grp[0] else "train"
-    line = len(rows) + 1 if words != "both train and test" else 2
+    line = len(rows) + 1 if words != "must be train or test in a fold, not both" else 2
     with pytest.raises(InputError, match=f"line {line}: .*{re.escape(words)}"):
         data.read_folds(write(tmp_path, rows))
 
@@ -108,7 +108,7 @@ def test_a_missing_column_is_named(tmp_path, column):
         b"a,b\n1,2,3\n4,5,6,7\n",
     ],
 )
-def test_what_is_no_table_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_table_is_refused(tmp_path, content):
     (tmp_path / "Folds.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"Folds\.csv"):
         data.read_folds(tmp_path / "Folds.csv")
@@ -117,16 +117,16 @@ def test_what_is_no_table_is_refused(tmp_path, content):
 def test_names_with_line_ends_or_endless_numbers_are_refused(tmp_path):
     for name in (NAME + "\n", NAME.replace("101AB", "1" * 300), NAME.replace("001.png", "1" * 300 + ".png")):
         (tmp_path / "Folds.csv").write_text(f'fold,mag,grp,filename\n1,40,train,"{name}"\n')
-        with pytest.raises(InputError, match="line 2: a (name|path) reads"):
+        with pytest.raises(InputError, match="line 2: (file name|path) must be"):
             data.read_folds(tmp_path / "Folds.csv")
 
 
-def test_a_missing_table_says_how_to_go_on(tmp_path):
+def test_the_message_about_a_missing_table_names_a_way_out(tmp_path):
     with pytest.raises(InputError, match=r"make train"):
         data.read_folds(tmp_path / "Folds.csv")
 
 
-def test_the_script_prints_and_draws(tree, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_draws(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data.main(tiny_settings(tree))
     printed = capsys.readouterr().out
@@ -169,11 +169,11 @@ def test_strange_names_in_the_folders_are_refused(own_tree, name):
         data.read_tree(audit.image_folder(own_tree))
 
 
-def test_a_root_that_is_a_file_is_refused_and_circles_in_a_tree_end(own_tree):
-    with pytest.raises(InputError, match="no folder"):
+def test_a_root_that_is_a_file_is_refused_and_cyclic_links_are_harmless(own_tree):
+    with pytest.raises(InputError, match="must be a folder"):
         audit.image_folder(own_tree / "Folds.csv")
     expected = data.read_tree(audit.image_folder(own_tree))
-    (audit.image_folder(own_tree) / "benign" / "circle").symlink_to(own_tree)
+    (audit.image_folder(own_tree) / "benign" / "cycle").symlink_to(own_tree)
     pd.testing.assert_frame_equal(data.read_tree(audit.image_folder(own_tree)), expected)
 
 
@@ -212,10 +212,10 @@ def test_the_folders_give_the_same_images_as_the_table(tree):
     pd.testing.assert_frame_equal(folders[columns], expected, check_dtype=False)
 
 
-@pytest.mark.parametrize("protocol, reason", [("row", "drawn from the rows"), ("fold", "takes the official folds")])
-def test_without_the_table_there_are_no_rows_and_folds(tree, protocol, reason):
+@pytest.mark.parametrize("protocol", ["row", "fold"])
+def test_protocols_that_need_the_table_are_refused_without_it(tree, protocol):
     settings = config.load_settings(None, tiny_settings(tree, "data.folds=tree", f"data.protocol={protocol}"))
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=f"must be image, slide or patient with data.folds=tree, .* got {protocol}"):
         data.read_table(settings.data)
 
 

@@ -13,11 +13,11 @@ ROOT = Path(config.__file__).parent
 
 
 def run(cwd, script, *arguments):
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stderr
-    return told.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_on_the_synthetic_sample(tmp_path):

@@ -18,7 +18,7 @@ from evaluation import calibration, metrics, predictions, report
 from safety import command_line
 from safety.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def test_the_test_set_is_predicted_and_nothing_else(run, predicted):
@@ -34,23 +34,23 @@ def test_predictions_are_malignant_from_the_threshold_on(predicted):
 
 
 def test_the_metrics_follow_from_the_predictions(run, predicted):
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
     right = predicted.label == predicted.prediction
-    assert (found["protocol"], found["threshold"], found["n"]) == ("image", 0.5, 50)
-    assert (found["slides"], found["patients"]) == (predicted.slide.nunique(), predicted.patient.nunique())
-    assert found["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
+    assert (results["protocol"], results["threshold"], results["n"]) == ("image", 0.5, 50)
+    assert (results["slides"], results["patients"]) == (predicted.slide.nunique(), predicted.patient.nunique())
+    assert results["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
     f1 = []
     for label in ("benign", "malignant"):
-        is_, said = predicted.label == label, predicted.prediction == label
-        precision, recall = (is_ & said).sum() / max(1, said.sum()), (is_ & said).sum() / is_.sum()
+        true, positive = predicted.label == label, predicted.prediction == label
+        precision, recall = (true & positive).sum() / max(1, positive.sum()), (true & positive).sum() / true.sum()
         f1.append(2 * precision * recall / max(1e-12, precision + recall))
-        assert found["per_class"][label] == pytest.approx(
+        assert results["per_class"][label] == pytest.approx(
             {"precision": precision, "recall": recall, "f1": f1[-1], "support": 25}, abs=1e-12
         )
-    assert found["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
+    assert results["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
     table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=data.LABELS, fill_value=0)
-    assert found["confusion_matrix"] == table.to_numpy().tolist()
-    assert found["roc_auc"] == pytest.approx(
+    assert results["confusion_matrix"] == table.to_numpy().tolist()
+    assert results["roc_auc"] == pytest.approx(
         sklearn.metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)
     )
 
@@ -61,15 +61,15 @@ def test_the_positive_class_is_malignant():
         "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7, 0.4, 0.45], "slide": "s", "patient": "p",
     })  # fmt: skip
     predicted = predicted.assign(mag=40, subtype="adenosis")
-    found = metrics.measure(predicted, config.load_settings().data, 0.5)
-    assert found["confusion_matrix"] == [[3, 1], [2, 2]]
-    assert found["per_class"]["malignant"] == {
+    results = metrics.measure(predicted, config.load_settings().data, 0.5)
+    assert results["confusion_matrix"] == [[3, 1], [2, 2]]
+    assert results["per_class"]["malignant"] == {
         "precision": 2 / 3,
         "recall": 0.5,
         "f1": pytest.approx(4 / 7),
         "support": 4,
     }
-    assert found["roc_auc"] == 12 / 16
+    assert results["roc_auc"] == 12 / 16
 
 
 def test_the_misclassified_are_the_wrong_ones(run, predicted):
@@ -127,7 +127,7 @@ def test_every_run_is_looked_for_before_any_is_evaluated(copy):
     assert not (copy / "evaluation").exists()
 
 
-def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
+def test_another_split_is_tested_only_when_asked_and_is_named_in_the_report(copy, tmp_path):
     """The new test set is taken from the training images: the report must say that all of them were trained on."""
     table = pd.read_csv(copy / "split.csv")
     train = table[table.set == "train"].groupby("label").head(10).index
@@ -137,16 +137,16 @@ def test_another_split_is_tested_only_when_asked_and_said_so(copy, tmp_path):
     swapped.to_csv(tmp_path / "other.csv", index=False)
     evaluate.main(["runs/tiny", "--split", str(tmp_path / "other.csv")])
     (out,) = copy.glob("evaluation-other-*")
-    found = json.loads((out / "metrics.json").read_text())
+    results = json.loads((out / "metrics.json").read_text())
     predicted = pd.read_csv(out / "predictions.csv")
     assert set(predicted.filename) == set(table.filename[train])
     assert (
-        found["protocol"] == "image, other split"
-        and found["split"] == str(tmp_path / "other.csv")
-        and found["leaks"]["shared"]["image"] == 1.0
+        results["protocol"] == "image, other split"
+        and results["split"] == str(tmp_path / "other.csv")
+        and results["leaks"]["shared"]["image"] == 1.0
     )
     report = (out / "report.txt").read_text()
-    assert "other.csv" in report and "100.0% of the test images stand in the training set" in report
+    assert "other.csv" in report and "100.0% of the test images are also in the training set" in report
 
 
 def test_splits_of_one_name_are_evaluated_side_by_side(tmp_path):
@@ -188,9 +188,10 @@ def test_the_order_of_the_folds_file_changes_no_metric(run, tree, tmp_path):
     folds = f"data.folds={tmp_path / 'Folds.csv'}"
     train.main(tiny_settings(tree, *EVALUATED, folds))
     evaluate.main(["runs/tiny"])
-    one, other = (folder / "evaluation" for folder in (run, Path("runs/tiny")))
-    assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
-    pd.testing.assert_frame_equal(*(table_of_images(folder / "predictions.csv") for folder in (one, other)))
+    folders = [folder / "evaluation" for folder in (run, Path("runs/tiny"))]
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    assert first == second
+    pd.testing.assert_frame_equal(*(table_of_images(folder / "predictions.csv") for folder in folders))
 
 
 def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoint(copy, monkeypatch):

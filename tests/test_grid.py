@@ -50,9 +50,7 @@ def test_every_combination_is_a_run_with_its_name():
 
 
 def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
-    with pytest.raises(
-        InputError, match="1 of 3 runs failed, a-1 with this, as runs/a-1.log says:\nerror: no luck\nthe"
-    ):
+    with pytest.raises(InputError, match="1 of 3 runs failed; the last line of runs/a-1.log:\nerror: no luck\nthe"):
         grid.main(["a", "data.seed=0,1,2", "--jobs", "2"])
     assert not any("evaluate.py" in command[0] for command in trained)
     trained.clear()
@@ -64,18 +62,18 @@ def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
 
 def test_hosts_take_their_share_and_the_last_compares(trained, capsys):
     assert grid.main(["a", "data.seed=0,2,3", "--share", "1/2", "--config", str(ROOT / "sample.yaml")]) == 0
-    assert "1 runs of other shares are missing, a-2 say" in capsys.readouterr().out
+    assert "1 runs of other shares are missing, a-2 for example" in capsys.readouterr().out
     assert all(command[1:3] == ["--config", str(ROOT / "sample.yaml")] for command in trained)
     assert grid.main(["a", "data.seed=0,2,3", "--share", "2/2"]) == 0
     assert [command[0].rsplit("/", 1)[-1] for command in trained] == ["train.py"] * 3 + ["evaluate.py"]
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for instance 1/2, got 0/2"),
+    (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for example 1/2, got 0/2"),
     (["a", "--share", "half"], "got half"),
     (["a", "--jobs", "0"], "--jobs: needed is 1 or more, got 0"),
     (["a", "data.seed=0,x"], "data.seed: "),
-    (["a", "train.run=b"], "train.run is the grid's to give"),
+    (["a", "train.run=b"], "train.run is set by the grid"),
     ([".."], "train.run: "),
 ])  # fmt: skip
 def test_what_is_no_grid_is_refused_before_the_first_run(trained, arguments, words):
@@ -88,8 +86,8 @@ def test_what_is_no_grid_is_refused_before_the_first_run(trained, arguments, wor
 def test_a_grid_trains_and_compares(tree, tmp_path):
     settings = [text for text in tiny_settings(tree) if not text.startswith("train.run")]
     command = [sys.executable, ROOT / "grid.py", "a", *settings, "data.seed=0,1", "--jobs", "2"]
-    told = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
-    assert told.returncode == 0, told.stderr
+    result = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs/comparison.csv").read_text().count("a-") >= 2
     for seed in (0, 1):
         assert json.loads((tmp_path / f"runs/a-{seed}/environment.json").read_text())["seed"] == seed

@@ -8,23 +8,23 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 import model
 import predict
-from evaluation import out_of_distribution, results
-from images import audit, decoding
+from evaluation import out_of_distribution
+from evaluation.evaluation import RESEARCH_ONLY
+from images import audit, decoding, external_images
 from safety.errors import InputError
 from training import checkpoint
 
 
 @pytest.fixture(scope="module")
 def loaded(run):
-    """The network, and what the checkpoint says, without what evaluation or training may have added."""
+    """The network, and the content of breakhis.json without the keys that evaluation or training may have added."""
     network, about = checkpoint.load(run / "best_model.keras")
     with pytest.MonkeyPatch.context() as patch:
-        # The same network need not be traced anew, seconds each time, in every test.
+        # Tracing the network again in every test would take seconds each time.
         for name in ("pooled", "feature_function"):
             patch.setattr(model, name, functools.lru_cache(getattr(model, name)))
         yield network, {**about, "decision": None, "familiar": None}
@@ -32,7 +32,7 @@ def loaded(run):
 
 @pytest.fixture
 def quick(loaded, monkeypatch):
-    """Lets main take the loaded checkpoint; gives what it says, to be changed."""
+    """Lets main use the loaded checkpoint; returns its content of breakhis.json, to be changed."""
     network, about = loaded
     about = dict(about)
     monkeypatch.setattr(checkpoint, "load", lambda path: (network, about))
@@ -41,7 +41,7 @@ def quick(loaded, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two folders with an image of the same name, sound ones of every format, and broken ones."""
+    """Two folders with an image of the same name, and images of every format."""
     place = tmp_path / "new"
     (place / "b" / "deep").mkdir(parents=True)
     (place / "a").mkdir()
@@ -63,8 +63,8 @@ def colors(height=6, width=4):
 
 def table_of(run, *arguments, capsys):
     status = predict.main([str(run), *map(str, arguments)])
-    told = capsys.readouterr()
-    return status, pd.read_csv(io.StringIO(told.out), keep_default_na=False), told.err
+    captured = capsys.readouterr()
+    return status, pd.read_csv(io.StringIO(captured.out), keep_default_na=False), captured.err
 
 
 def test_the_probability_of_a_file_is_that_of_the_evaluation(run, tree, capsys):
@@ -78,8 +78,8 @@ def test_the_probability_of_a_file_is_that_of_the_evaluation(run, tree, capsys):
 
 def test_the_whole_network_gives_the_same(loaded, folder):
     network, about = loaded
-    paths = predict.find([str(folder)])
-    images = np.stack([predict.read(path, 32)[0] for path in paths])
+    paths = external_images.find([str(folder)])
+    images = np.stack([external_images.read(path, 32)[0] for path in paths])
     table = predict.predict(network, about, paths)
     np.testing.assert_allclose(table.probability, network.predict(images, verbose=0)[:, 0], atol=1e-5)
 
@@ -93,31 +93,11 @@ def test_more_images_than_a_batch_keep_their_own_rows(loaded, tmp_path):
     np.testing.assert_allclose(again.probability[::-1], table.probability, atol=1e-6)
 
 
-def test_folders_are_searched_to_the_bottom_in_order(folder):
-    found = [path.relative_to(folder).as_posix() for path in predict.find([str(folder)])]
-    assert found == ["a/same.png", "a/y.tiff", "a/z.bmp", "b/deep/x.JPG", "b/same.png"]
-    # A file that is named is taken whatever its name, and none is taken twice.
-    names = [folder / "a" / "notes.txt", folder / "b" / "same.png", folder / "b"]
-    assert [path.name for path in predict.find(list(map(str, names)))] == ["notes.txt", "same.png", "x.JPG"]
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
-    assert predict.read(tmp_path / "a.png", 32)[1] == "is no regular file"
-
-
-def test_a_missing_path_and_a_folder_without_images_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no file or folder .*nowhere"):
-        predict.find([str(tmp_path), str(tmp_path / "nowhere")])
-    with pytest.raises(InputError, match="no PNG, JPEG, TIFF or BMP in"):
-        predict.find([str(tmp_path)])
-
-
 def test_wrong_arguments_are_refused_before_the_checkpoint_is_read(run, folder, tmp_path):
     for arguments, words in [
         (["--margin", "2"], "allowed is 0 to 1, got 2"), (["--margin", "nan"], "0 to 1"), (["--margin", "x"], "margin"),
-        (["--out", str(tmp_path)], "is a folder"),
-        (["--heatmaps", __file__], "is a file; needed is the name of a folder"),
+        (["--out", str(tmp_path)], "needed is a file, got the folder"),
+        (["--heatmaps", __file__], "needed is a folder, got the file"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=words):
             predict.main([str(run), str(folder), *arguments])
@@ -134,14 +114,14 @@ def test_broken_images_become_rows_and_the_rest_goes_on(quick, run, folder, caps
     (folder / "a" / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     saved(folder / "a" / "float.tif", np.ones((4, 4), np.float32))
     saved(folder / "a" / "wide.png", np.zeros((60, 60, 3), np.uint8))
-    monkeypatch.setattr(predict, "MAX_PIXELS", 3000)
-    status, table, told = table_of(run, folder, "--heatmaps", folder.parent / "maps", capsys=capsys)
+    monkeypatch.setattr(external_images, "MAX_PIXELS", 3000)
+    status, table, err = table_of(run, folder, "--heatmaps", folder.parent / "maps", capsys=capsys)
     errors = {file.rsplit("/", 1)[1]: error for file, error in zip(table.file, table.error) if error}
     words = {
         "empty.png": "is empty", "text.png": "is no PNG", "half.png": "truncated", "half.jpg": "truncated",
         "float.tif": "mode F", "wide.png": "60 x 60 pixels",
     }  # fmt: skip
-    assert status == 1 and "6 of 11 images could not be read" in told
+    assert status == 1 and "6 of 11 images could not be read" in err
     assert errors.keys() == words.keys() and all(words[name] in errors[name] for name in words), errors
     bad = table.error != ""
     assert (table[bad][["probability", "calibrated", "prediction", "review", "why"]] == "").all(axis=None)
@@ -149,88 +129,13 @@ def test_broken_images_become_rows_and_the_rest_goes_on(quick, run, folder, caps
     assert len(list((folder.parent / "maps").iterdir())) == 5
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_and_a_progressive_one_read(tmp_path):
-    path = saved(tmp_path / "a.jpg", colors(64, 64), progressive=True, comment=b"\xff\xda" * 100)
-    content = path.read_bytes()
-    assert predict.read_rgb(path).shape == (64, 64, 3)
-    scan = content[content.rindex(b"\xff\xda") : -2]
-    path.write_bytes(content[:-2] + scan * 60 + content[-2:])
-    with pytest.raises(InputError, match="has 70 scans, allowed are 50"):
-        predict.read_rgb(path)
-
-
-def test_a_large_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    path = saved(tmp_path / "a.png", np.zeros((60, 60, 3), np.uint8))
-    monkeypatch.setattr(predict, "MAX_PIXELS", 3599)
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(InputError, match="60 x 60"):
-        predict.read_rgb(path)
-
-
-def test_a_png_is_read_as_training_reads_it(tree):
-    path = sorted(audit.image_folder(tree).rglob("*.png"))[0]
-    image, error = predict.read(path, 24)
-    np.testing.assert_array_equal(image, decoding.read(str(path), 24))
-    assert error == ""
-
-
-@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp"])
-def test_formats_without_loss_give_their_pixels(tmp_path, suffix):
-    np.testing.assert_array_equal(predict.read_rgb(saved(tmp_path / f"a.{suffix}", colors())), colors())
-
-
-def test_grey_becomes_three_equal_channels(tmp_path):
-    grey = colors()[..., 0]
-    read = predict.read_rgb(saved(tmp_path / "a.png", grey))
-    assert all((read[..., channel] == grey).all() for channel in range(3))
-
-
-def test_palettes_and_one_bit_are_read(tmp_path):
-    Image.fromarray(colors()).quantize(4).save(tmp_path / "p.png")
-    Image.fromarray(colors()).convert("1").save(tmp_path / "1.tiff")
-    np.testing.assert_array_equal(predict.read_rgb(tmp_path / "p.png"), Image.open(tmp_path / "p.png").convert("RGB"))
-    assert set(np.unique(predict.read_rgb(tmp_path / "1.tiff"))) == {0, 255}
-
-
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
-    grey = np.array([[0, 255, 257, 32896, 65535]], np.uint16)
-    read = predict.read_rgb(saved(tmp_path / f"a.{suffix}", grey))
-    assert read[0].tolist() == [[0] * 3, [1] * 3, [1] * 3, [128] * 3, [255] * 3]
-
-
-def test_sixteen_bits_of_colour_are_read(tmp_path):
-    color = np.array([[[0, 257, 65535], [32896, 65280, 512]]], np.uint16)
-    (tmp_path / "a.png").write_bytes(tf.io.encode_png(color).numpy())
-    assert predict.read_rgb(tmp_path / "a.png")[0].tolist() == [[0, 1, 255], [128, 255, 2]]
-
-
-def test_what_is_transparent_is_laid_on_white(tmp_path):
-    pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], np.uint8)
-    assert predict.read_rgb(saved(tmp_path / "a.png", pixels))[0].tolist() == [[10, 20, 30], [255] * 3, [204] * 3]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_the_orientation_of_the_camera_is_honoured(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    read = predict.read_rgb(saved(tmp_path / f"a.{suffix}", colors(), exif=exif))
-    np.testing.assert_array_equal(read, np.rot90(colors(), -1))
-
-
-def test_of_several_pages_the_first_is_taken(tmp_path):
-    pages = [Image.fromarray(page) for page in (colors(), 255 - colors())]
-    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
-    np.testing.assert_array_equal(predict.read_rgb(tmp_path / "a.tiff"), colors())
-
-
-def found(**columns):
+def rows_with(**columns):
     return pd.DataFrame({"file": "a", "distance": 0.0, "error": "", **columns})
 
 
 def test_threshold_and_temperature_are_the_checkpoints():
     about = {"decision": {"threshold": 0.3, "rule": "youden", "temperature": 2.0}}
-    table = predict.judge(found(probability=[0.0, 0.29, 0.3, 0.8, 1.0]), about, 0)
+    table = predict.judge(rows_with(probability=[0.0, 0.29, 0.3, 0.8, 1.0]), about, 0)
     assert table.prediction.tolist() == ["benign", "benign"] + ["malignant"] * 3
     # The logit of 0.8 is log 4; half of it is log 2, the logit of 2/3.
     assert table.calibrated[3] == pytest.approx(2 / 3) and table.calibrated[[0, 4]].tolist() == pytest.approx(
@@ -239,14 +144,14 @@ def test_threshold_and_temperature_are_the_checkpoints():
 
 
 def test_without_a_decision_the_threshold_is_a_half():
-    table = predict.judge(found(probability=[0.49, 0.5]), {}, 0)
+    table = predict.judge(rows_with(probability=[0.49, 0.5]), {}, 0)
     assert table.prediction.tolist() == ["benign", "malignant"] and table.calibrated.isna().all()
 
 
 def test_what_is_near_the_threshold_or_unlike_training_is_reviewed():
     about = {"decision": {"threshold": 0.3, "temperature": 1.0}, "familiar": {"limit": 2.0}}
     # A third of the way from 0.3 is 0.2 below it and 0.533 above it.
-    rows = found(probability=[0.19, 0.21, 0.9, 0.52, 0.54], distance=[0, 0, 2.1, 2.1, 2.0])
+    rows = rows_with(probability=[0.19, 0.21, 0.9, 0.52, 0.54], distance=[0, 0, 2.1, 2.1, 2.0])
     table = predict.judge(rows, about, 1 / 3)
     near, unlike = "near the threshold", "unlike the training images"
     assert table.why.tolist() == ["", near, unlike, f"{near}; {unlike}", ""]
@@ -255,7 +160,7 @@ def test_what_is_near_the_threshold_or_unlike_training_is_reviewed():
 
 
 def test_a_checkpoint_with_a_decision_and_a_description_is_used(run, loaded, tree, tmp_path, capsys):
-    """Written into the file as evaluation and training write it; noise of the tree is familiar, a black image not."""
+    """Both are written into the file as evaluation writes them; a black image is unlike the noise of the tree."""
     network, _ = loaded
     paths = sorted(audit.image_folder(tree).rglob("*.png"))
     rows = model.pooled(network).predict(decoding.decode(paths, 32).astype(np.float32), verbose=0)
@@ -264,19 +169,19 @@ def test_a_checkpoint_with_a_decision_and_a_description_is_used(run, loaded, tre
     shutil.copy(run / "best_model.keras", path)
     checkpoint.amend(path, decision=decision, familiar=out_of_distribution.describe(rows))
     black = saved(tmp_path / "black.png", np.zeros((32, 32, 3), np.uint8))
-    status, table, told = table_of(path, *paths[:20], black, "--margin", 0, capsys=capsys)
+    status, table, err = table_of(path, *paths[:20], black, "--margin", 0, capsys=capsys)
     table = table.astype({"probability": float, "calibrated": float})
     assert status == 0 and set(table.prediction) == {"benign"}
     assert table.why.tolist()[-1] == "unlike the training images" and (table.why == "").sum() >= 18
     assert (np.sign(table.calibrated - 0.5) == np.sign(table.probability - 0.5)).all()
     assert ((table.calibrated - 0.5).abs() < (table.probability - 0.5).abs()).all()
-    assert told.splitlines()[-1] == results.RESEARCH_ONLY
-    assert predict.NOT_CALIBRATED not in told and predict.NOT_DESCRIBED not in told
+    assert err.splitlines()[-1] == RESEARCH_ONLY
+    assert predict.NOT_CALIBRATED not in err and predict.NOT_DESCRIBED not in err
 
 
-def test_what_the_checkpoint_cannot_say_is_told(quick, run, folder, capsys):
-    _, _, told = table_of(run, folder, capsys=capsys)
-    assert told.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, results.RESEARCH_ONLY]
+def test_keys_that_the_checkpoint_lacks_are_reported(quick, run, folder, capsys):
+    _, _, err = table_of(run, folder, capsys=capsys)
+    assert err.splitlines()[-3:] == [predict.NOT_CALIBRATED, predict.NOT_DESCRIBED, RESEARCH_ONLY]
     quick["decision"] = {"threshold": 0.5, "rule": "0.5", "temperature": 1.0}
     assert predict.NOT_CALIBRATED not in table_of(run, folder, capsys=capsys)[2]
 
@@ -294,13 +199,15 @@ def test_an_overlay_is_that_of_the_predicted_class(loaded, folder, tmp_path, mon
         predict.gradcam, "heatmaps", lambda network, images, malignant: asked.extend(malignant) or images[..., 0] * 0
     )
     network, about = loaded
-    paths = predict.find([str(folder)])
+    paths = external_images.find([str(folder)])
     middle = float(predict.predict(network, about, paths).probability.median())
     about = {**about, "decision": {"threshold": middle, "temperature": 1.0}}
     table = predict.predict(network, about, paths, heatmaps=tmp_path)
     assert asked == (table.prediction == "malignant").tolist() and set(asked) == {True, False}
     # No heat at all leaves the image.
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "00003-z.png")), predict.read(paths[2], 32)[0])
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "00003-z.png")), external_images.read(paths[2], 32)[0]
+    )
 
 
 def test_out_gets_the_table_and_standard_output_nothing(quick, run, folder, tmp_path, capsys):
@@ -325,12 +232,13 @@ def test_names_that_would_harm_are_harmless_in_the_table(quick, run, tmp_path, m
 
 
 def test_an_error_is_made_harmless_too(capsys):
-    rows = found(probability=[0.5], error="=cmd\r\n")
+    rows = rows_with(probability=[0.5], error="=cmd\r\n")
     predict.write(predict.judge(rows, {}, 0), None)
     assert capsys.readouterr().out.splitlines()[1:] == [r"a,,,,,,'=cmd\r\n"]
 
 
 def test_the_shell_gets_a_line_and_a_status(run, folder, tmp_path):
     """The command itself: a wrong path is one line and 2."""
-    told = subprocess.run([sys.executable, predict.__file__, run, tmp_path / "nowhere"], capture_output=True, text=True)
-    assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1 and "nowhere" in told.stderr
+    command = [sys.executable, predict.__file__, run, tmp_path / "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

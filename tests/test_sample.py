@@ -28,9 +28,9 @@ def write(folder, *arguments):
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "sample"
-    told = write(folder, "--images", "1")
-    assert told.returncode == 0, told.stderr
-    return folder, told.stdout
+    result = write(folder, "--images", "1")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def table(sample):
 
 @pytest.fixture(scope="module")
 def images(sample, table):
-    """A row an image with its mean colour, and how much of it is dark: a crude look at the nuclei."""
+    """A row an image with its mean colour, and how much of it is dark: a rough measure of the nuclei."""
     folder = audit.image_folder(sample[0])
     images = table.drop_duplicates("filename").reset_index(drop=True)
     pixels = [np.asarray(Image.open(folder / path), np.float32) for path in images.path]
@@ -59,14 +59,14 @@ def accuracy(images, columns, groups, classifier=None):
     return scores.mean()
 
 
-def test_it_says_that_it_is_synthetic(sample):
+def test_output_marker_and_images_say_that_the_sample_is_synthetic(sample):
     folder, printed = sample
     assert "Synthetic" in printed.splitlines()[0] and "synthetic" in printed.splitlines()[-1]
     assert "no evidence of anything medical" in data.notice(folder)
     assert "no evidence" in Image.open(next(folder.rglob("*.png"))).info["Comment"]
 
 
-def test_the_tree_is_breakhis_own(sample, table):
+def test_names_and_folders_are_those_of_breakhis(sample, table):
     folder, _ = sample
     assert set(table.subtype) == {subtype for _, subtype in data.SUBTYPES.values()}
     assert set(table.mag) == {40, 100, 200, 400} and set(table.slide.str[:2]) == {"14", "15"}
@@ -76,7 +76,7 @@ def test_the_tree_is_breakhis_own(sample, table):
                                    check_names=False, check_dtype=False)  # fmt: skip
 
 
-def test_patients_suffice_for_every_protocol(table):
+def test_there_are_enough_patients_for_every_protocol(table):
     groups = table.drop_duplicates("slide")
     assert groups.groupby("subtype").patient.nunique().min() >= 3
     assert (groups.groupby(["label", "patient"]).size() > 1).groupby(level=0).sum().min() >= 3
@@ -107,8 +107,8 @@ def test_a_second_call_does_nothing_and_other_folders_are_left_alone(sample, tmp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.docx").touch()
     for arguments in ((folder, "--images", "2"), (tmp_path / "mine",), (tmp_path / "new", "--images", "0")):
-        told = write(*arguments)
-        assert told.returncode == 2 and told.stderr.startswith("error: ") and told.stderr.count("\n") == 1
+        result = write(*arguments)
+        assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.docx"]
 
@@ -117,18 +117,18 @@ def test_the_mean_colour_does_not_tell_the_class_of_new_patients(images):
     assert accuracy(images, ["r", "g", "b"], images.patient) < 0.65
 
 
-def test_the_nuclei_do(images):
+def test_the_nuclei_tell_the_class_of_new_patients(images):
     colour = accuracy(images, ["r", "g", "b"], images.patient)
     assert accuracy(images, ["spread", "edges", "dark"], images.patient) > max(0.6, colour + 0.08)
 
 
-def test_the_colour_tells_the_slide_and_so_flatters_a_split_that_parts_it(images):
+def test_the_colour_tells_the_slide_so_a_split_that_divides_slides_scores_higher(images):
     neighbour = KNeighborsClassifier(1)
     assert accuracy(images, ["r", "g", "b"], images.filename, neighbour) > 0.15 + accuracy(
         images, ["r", "g", "b"], images.patient, neighbour
     )
 
 
-def test_a_place_that_cannot_be_written_to_is_told_in_a_line():
-    told = write("/proc/none/x", "--images", "1")
-    assert told.returncode == 2 and told.stderr.startswith("error: /proc/none: ") and told.stderr.count("\n") == 1
+def test_a_folder_that_cannot_be_written_is_named_in_one_line():
+    result = write("/proc/none/x", "--images", "1")
+    assert result.returncode == 2 and result.stderr.startswith("error: /proc/none: ") and result.stderr.count("\n") == 1

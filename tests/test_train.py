@@ -22,9 +22,9 @@ ROOT = Path(config.__file__).parent
 def run(tree, tmp_path_factory):
     """A run on the tiny tree, and what it printed."""
     place = tmp_path_factory.mktemp("work")
-    told = shell("train.py", *tiny_settings(tree, "augment.flip=true"), cwd=place)
-    assert told.returncode == 0, told.stderr
-    return place / "runs" / "tiny", told.stdout
+    result = shell("train.py", *tiny_settings(tree, "augment.flip=true"), cwd=place)
+    assert result.returncode == 0, result.stderr
+    return place / "runs" / "tiny", result.stdout
 
 
 def shell(script, *arguments, cwd):
@@ -49,7 +49,7 @@ def test_the_folder_holds_what_a_run_leaves(run):
     )
 
 
-def test_the_environment_says_what_another_machine_needs(run):
+def test_environment_json_has_what_another_machine_needs(run):
     folder, _ = run
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["tensorflow"].startswith("2.") and environment["seed"] == 0
@@ -88,7 +88,7 @@ def image(root):
 
 
 def spoil_three(root):
-    """Spoils an image each of three kinds; returns what is to be said of them, in order."""
+    """Spoils an image each of three kinds; returns the lines to be printed, in order."""
     names = ["SOB_B_F-14-103-40-001.png", "SOB_B_TA-14-107-100-001.png", "SOB_M_DC-14-202-400-001.png"]
     missing, empty, cut = (next(root.rglob(name)) for name in names)
     missing.unlink()
@@ -139,7 +139,7 @@ def test_bad_images_stop_with_status_1_and_are_all_named(own_tree, tmp_path, mon
     assert named == words if script is train else named and set(named) <= set(words)
 
 
-def test_dropped_images_are_listed_left_out_and_on_record(own_tree, undrawn, tmp_path, monkeypatch, capfd):
+def test_dropped_images_are_listed_left_out_and_on_record(own_tree, without_figures, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     words = spoil_three(own_tree)
     before = set(own_tree.rglob("*"))
@@ -170,30 +170,34 @@ def test_the_shell_gets_status_2_and_no_traceback(tmp_path):
         "evaluate.py": ["runs/nowhere"],
         "data.py": ["--split"],
     }.items():
-        told = shell(script, *arguments, cwd=tmp_path)
-        assert (told.returncode, told.stdout) == (2, ""), script
-        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1, told.stderr
+        result = shell(script, *arguments, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (2, ""), script
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "data.py"])
 def test_help_is_there(script, tmp_path):
-    told = shell(script, "--help", cwd=tmp_path)
-    assert told.returncode == 0 and "python " + script in told.stdout
+    result = shell(script, "--help", cwd=tmp_path)
+    assert result.returncode == 0 and "python " + script in result.stdout
 
 
-def test_another_python_is_told_which(tmp_path):
+def test_another_python_is_refused(tmp_path):
     code = f"import sys; sys.version_info = (3, 12, 1); sys.path.insert(0, {str(ROOT)!r}); import config"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert told.returncode == 2 and "Python 3.9, 3.10 or 3.11 is needed" in told.stderr and told.stderr.count("\n") == 1
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        result.returncode == 2
+        and "Python 3.9, 3.10 or 3.11 is needed" in result.stderr
+        and result.stderr.count("\n") == 1
+    )
 
 
 def test_one_run_end_to_end_without_upsampling(tmp_path):
     write_tree(tmp_path / "breakhis", fold_rows(images=1))
-    told = shell("train.py", *tiny_settings(tmp_path / "breakhis", "data.upsample=false", "train.features=end_to_end",
+    result = shell("train.py", *tiny_settings(tmp_path / "breakhis", "data.upsample=false", "train.features=end_to_end",
                                             "train.epochs=1", "train.run=auto"), cwd=tmp_path)  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    name = told.stdout.splitlines()[-1].removeprefix("run: ")
+    assert result.returncode == 0, result.stderr
+    name = result.stdout.splitlines()[-1].removeprefix("run: ")
     assert name.startswith("runs/image-seed0-") and os.path.isdir(tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""A tiny tree in BreakHis' layout, and settings with which a run on it takes seconds."""
+"""A tiny data set in BreakHis' layout, and settings with which a run on it takes seconds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 import data
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "breakhis"
-# Two slides of one patient, the rest of a patient each; every subtype twice and more.
+# Patients 14-101 and 14-203 have two slides, the others one; each subtype has at least two slides.
 SLIDES = [
     "B_A-14-101AB", "B_A-14-101CD", "B_A-14-102", "B_F-14-103", "B_F-14-104", "B_PT-14-105", "B_PT-15-106",
     "B_TA-14-107", "B_TA-14-108E", "M_DC-14-201", "M_DC-14-202", "M_DC-14-203AB", "M_DC-14-203CD", "M_LC-14-204",
     "M_LC-14-205", "M_MC-14-206", "M_MC-15-207", "M_PC-14-208", "M_PC-14-209",
 ]  # fmt: skip
-# Of a network that is quickly trained, and so slowly that some of its predictions are wrong.
+# A network that trains quickly, at a rate so low that some of its predictions are wrong.
 EVALUATED = ["data.test_per_class=25", "model.base=cnn", "train.epochs=6", "train.maximal_lr=3e-4"]
 
 
@@ -26,14 +26,14 @@ def fold_rows(slides: list[str] = SLIDES, mags: tuple = (40, 100, 200, 400), ima
     names = pd.Series([f"SOB_{s}-{mag}-{n:03}.png" for s in slides for mag in mags for n in range(1, images + 1)])
     table = data.describe(names)
     assert table.slide.notna().all()
-    places = table.slide.map({slide: place for place, slide in enumerate(table.slide.unique())})
+    numbers = table.slide.map({slide: number for number, slide in enumerate(table.slide.unique())})
     return pd.concat(
         [
             pd.DataFrame(
                 {
                     "fold": fold,
                     "mag": table.mag,
-                    "grp": np.where((places + fold) % 3 == 0, "test", "train"),
+                    "grp": np.where((numbers + fold) % 3 == 0, "test", "train"),
                     "filename": "BreaKHis_v1/histology_slides/breast/" + table.path,
                 }
             )
@@ -43,7 +43,7 @@ def fold_rows(slides: list[str] = SLIDES, mags: tuple = (40, 100, 200, 400), ima
 
 
 def write_tree(root: Path, rows: pd.DataFrame, size: tuple[int, int] = (48, 32)) -> None:
-    """Folds.csv and images of noise, malignant ones a little darker in the middle."""
+    """Writes Folds.csv and images of noise; malignant ones are darker in the middle."""
     root.mkdir(parents=True, exist_ok=True)
     rows.to_csv(root / "Folds.csv", index=False)
     for number, name in enumerate(sorted(set(rows.filename))):
@@ -55,7 +55,7 @@ def write_tree(root: Path, rows: pd.DataFrame, size: tuple[int, int] = (48, 32))
 
 
 def tiny_settings(root: Path, *overrides: str) -> list[str]:
-    """Overrides with which a run on a tiny tree takes seconds."""
+    """Overrides with which a run on a tiny data set takes seconds."""
     return [
         f"data.root={root}", f"data.folds={root / 'Folds.csv'}", "data.protocol=image", "data.test_per_class=10",
         "data.image_size=32", "model.weights=random", "model.standardize=true", "train.epochs=2",

@@ -1,8 +1,7 @@
-"""What a long run watches for: a loss that is no number, and the wish that it stop."""
+"""Keras callbacks of a run: stop on NaN or on a signal, save the best model and the state, log the learning rate."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -16,17 +15,18 @@ from safety import atomic_files
 from safety.errors import InputError
 from training import checkpoint, resume
 
+# Files that the message names; nan_steps.csv has all.
 NAMED = 3
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Stops the run, and names the steps, the learning rate and the files, as soon as the loss is NaN or infinite.
+    """Stops the run as soon as the loss is NaN or infinite, and names the steps, the learning rate and the files.
 
     Args:
-        run: the run's folder, for the list of the files.
+        run: the run's folder, for nan_steps.csv.
         names: (rows,), the file names of the training rows.
         settings: of the run.
-        rate: the schedule of the learning rate.
+        rate: the learning rate as a function of the step.
     """
 
     def __init__(
@@ -48,104 +48,102 @@ class StopOnNaN(keras.callbacks.Callback):
         if np.isfinite(logs["loss"]):
             return
         step = self.params["steps"] * self.epoch + first
-        names, train = self._names(first, self.done), self.settings.train
+        files, train = self._files(first, self.done), self.settings.train
         rates = "train.maximal_lr and train.initial_lr" if self.epoch < train.epochs else "train.fine_tune_lr"
-        atomic_files.write_text(self.run / "no_number.csv", names.to_csv(index=False))
+        atomic_files.write_text(self.run / "nan_steps.csv", files.to_csv(index=False))
         raise InputError(
             f"the loss is {logs['loss']} in epoch {self.epoch + 1}, steps {first + 1} to {self.done}, at a learning "
-            f"rate of {float(self.rate(step)):.3g}; the files are {', '.join(names.filename[:NAMED])}, ..., all in "
-            f"{self.run}/no_number.csv; lower {rates}, or look at these files"
+            f"rate of {float(self.rate(step)):.3g}; the files are {', '.join(files.filename[:NAMED])}, ..., all in "
+            f"{self.run}/nan_steps.csv; lower {rates}, or check these files"
         )
 
-    def _names(self, first: int, after: int) -> pd.DataFrame:
-        """Step and file name of every row of these steps of the epoch, counted from 0."""
+    def _files(self, first: int, end: int) -> pd.DataFrame:
+        """Step, from 1, and file name of every row of the steps first to end - 1 of the epoch, counted from 0."""
         order = image_datasets.epoch_order(len(self.names), self.settings.data.seed, self.epoch).numpy()
         size = self.settings.train.batch_size
-        rows = np.arange(first * size, min(after * size, len(order)))
+        rows = np.arange(first * size, min(end * size, len(order)))
         return pd.DataFrame({"step": rows // size + 1, "filename": self.names[order[rows]]})
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Ends training after the step in which a signal came: TensorFlow, stopped within one, may raise other errors.
+    """Stops training after the step in which a signal was received; within a step TensorFlow may raise other errors.
 
     Args:
-        received: what `signals.deferred` yields.
+        received: the list that `signals.deferred` yields.
     """
 
     def __init__(self, received: list[int]) -> None:
         super().__init__()
         self.received = received
 
-    def _stop_if_asked(self, batch: int, logs: dict | None = None) -> None:
+    def _stop_if_received(self, batch: int, logs: dict | None = None) -> None:
         if self.received:
             raise KeyboardInterrupt
 
-    on_train_batch_end = on_test_batch_end = on_epoch_end = _stop_if_asked
+    on_train_batch_end = on_test_batch_end = on_epoch_end = _stop_if_received
 
 
 class SaveBest(keras.callbacks.Callback):
-    """Saves the model, with what it says of itself, whenever the validation loss is lower than ever.
+    """Saves the whole model with its metadata whenever the validation loss is lower than in all epochs before.
 
-    Keras' ModelCheckpoint cannot put anything into the file, would save the part that is trained where that is the
-    head alone, and a reader could meet half of it.
+    Keras' ModelCheckpoint cannot add metadata, would save the head alone where that is trained, and writes in place,
+    so that a reader could meet half a file.
 
     Args:
         whole: the model to save, which shares its layers with the one that is trained.
         path: of the checkpoint.
-        about: what it says of itself, as `save` takes it.
+        metadata: as `checkpoint.save` takes it.
 
     Attributes:
-        best: the lowest loss of the epochs so far; a run that goes on puts it back.
+        best: the lowest validation loss so far; a resumed run sets it.
     """
 
-    def __init__(self, whole: keras.Model, path: Path, about: dict) -> None:
+    def __init__(self, whole: keras.Model, path: Path, metadata: dict) -> None:
         super().__init__()
-        self.whole, self.path, self.about, self.best = whole, path, about, math.inf
+        self.whole, self.path, self.metadata, self.best = whole, path, metadata, math.inf
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         if logs["val_loss"] < self.best:
             self.best = logs["val_loss"]
-            checkpoint.save(self.whole, self.path, {**self.about, "epoch": epoch, "val_loss": self.best})
+            checkpoint.save(self.whole, self.path, {**self.metadata, "epoch": epoch, "val_loss": self.best})
 
 
 class SaveState(keras.callbacks.Callback):
-    """Writes after each epoch all that training needs to go on, as one file that is there as a whole or not at all.
+    """Saves the state of training after each epoch, so that a stopped run can be resumed.
 
-    Keras' BackupAndRestore keeps neither the best loss so far nor the history, and deletes its folder at the end.
+    Keras' BackupAndRestore stores neither the best loss so far nor the history, and deletes its folder at the end.
 
     Args:
         run: the run's folder.
-        state: where the run stands when training begins.
-        keeper: whose best loss is kept.
+        state: of the run when this phase starts.
+        save_best: the callback that knows the best loss; it must come before this one.
     """
 
-    def __init__(self, run: Path, state: resume.State, keeper: SaveBest) -> None:
+    def __init__(self, run: Path, state: resume.State, save_best: SaveBest) -> None:
         super().__init__()
-        self.run, self.first, self.history, self.keeper = run, state.first, list(state.history), keeper
+        self.run, self.first, self.history, self.save_best = run, state.first, list(state.history), save_best
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        # A later phase begins from the best checkpoint, which its own first epoch may replace.
+        # A later phase starts from the best checkpoint, which its own first epoch may replace.
         if self.first:
-            self._write()
+            self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
         self.history.append({"epoch": epoch, **{key: float(value) for key, value in sorted(logs.items())}})
-        self._write()
+        self._save()
         resume.write_history(self.run, self.history)
 
-    def _write(self) -> None:
-        says = resume.State(len(self.history), self.keeper.best, tuple(self.history), self.first)._asdict()
-        arrays = {f"{number:06}": variable.numpy() for number, variable in enumerate(resume.variables(self.model))}
-        with atomic_files.replacing(self.run / resume.STATE) as beside:
-            np.savez(beside, says=json.dumps(says), **arrays)
+    def _save(self) -> None:
+        state = resume.State(len(self.history), self.save_best.best, tuple(self.history), self.first)
+        resume.save(self.model, self.run, state)
 
 
 class LogLearningRate(keras.callbacks.Callback):
-    """Adds `learning_rate` at the end of each epoch to the logs.
+    """Adds `learning_rate`, that of the end of the epoch, to the logs; must come before the callbacks that write them.
 
     Args:
-        rate: the schedule.
-        steps: of an epoch.
+        rate: the learning rate as a function of the step.
+        steps: in an epoch.
     """
 
     def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule, steps: int) -> None:

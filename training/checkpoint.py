@@ -1,4 +1,4 @@
-"""Checkpoints: one .keras file with the whole model, pixels in, with its settings; only arrays are read back."""
+"""Checkpoints: one .keras file with the whole model and its settings, of which only arrays and settings are read."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from pathlib import Path
 from typing import Annotated
 
 import keras
+import pandas as pd
 from pydantic import ConfigDict, Field
 
 import config
 import model
 from devices import precision
+from images import splits
 from safety import atomic_files, hdf5_files
 from safety.errors import InputError
 from training.decision import Decision
 
-ABOUT = "breakhis.json"
-ABOUT_BYTES = 2**22
+# The member of the archive that holds the metadata.
+METADATA = "breakhis.json"
+METADATA_BYTES = 2**22
 ARRAYS = "model.weights.h5"
-# What a file can raise that is damaged, or made to look like a checkpoint.
+# Errors of a file that is damaged, or made to look like a checkpoint.
 DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, RecursionError, MemoryError, zlib.error)
 
 
-class Familiar(config.Section):
-    """What the training images look like to the base, as `familiar.describe` gives it."""
+class FeatureStatistics(config.Section):
+    """Statistics of the training features, by which images unlike them are noticed; of `out_of_distribution`."""
 
     mean: list[float]
     deviation: list[Annotated[float, Field(gt=0)]]
     limit: float = Field(ge=0)
 
 
-class About(config.Section):
-    """What a checkpoint says of itself; what else it says is not looked at."""
+class Metadata(config.Section):
+    """The metadata of a checkpoint; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,33 +46,45 @@ class About(config.Section):
     split_sha256: str
     arrays_sha256: str
     decision: Decision = None
-    familiar: Familiar = None
+    familiar: FeatureStatistics = None
 
 
-def save(network: keras.Model, path: Path, about: dict) -> None:
-    """Writes the whole model, pixels in, as one .keras file that carries its settings.
+def metadata(settings: config.Settings, table: pd.DataFrame) -> dict:
+    """The metadata of a run's checkpoint: its settings, and the hash of its split, in hex."""
+    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
+
+
+def save(network: keras.Model, path: Path, metadata: dict) -> None:
+    """Writes the whole model, from pixels to probability, with its metadata as one .keras file.
 
     Args:
-        about: what the checkpoint says of itself, plain values; `settings` must be among them.
+        network: the model.
+        path: of the file.
+        metadata: plain values, as JSON takes them; those of `metadata` must be among them.
     """
-    with atomic_files.replacing(path) as beside:
-        network.save(beside)
-        with zipfile.ZipFile(beside, "a") as archive:
-            archive.writestr(ABOUT, json.dumps({**about, "arrays_sha256": model.weights_hash(network)}, indent=1))
+    with atomic_files.replacing(path) as temporary:
+        network.save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            content = {**metadata, "arrays_sha256": model.weights_hash(network)}
+            archive.writestr(METADATA, json.dumps(content, indent=1))
 
 
 def amend(path: Path, **more: object) -> None:
-    """Adds to what the checkpoint says of itself, or replaces what it said under these names; arrays stay."""
-    with atomic_files.replacing(path) as beside, zipfile.ZipFile(path) as old, zipfile.ZipFile(beside, "w") as new:
+    """Adds values to a checkpoint's metadata, or replaces those of the same names; the arrays stay."""
+    with (
+        atomic_files.replacing(path) as temporary,
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(temporary, "w") as new,
+    ):
         for name in old.namelist():
             content = old.read(name)
-            if name == ABOUT:
+            if name == METADATA:
                 content = json.dumps({**json.loads(content), **more}, indent=1)
             new.writestr(name, content)
 
 
 def find(run: Path) -> Path:
-    """The checkpoint of a run's folder, or the one named; raises InputError where there is none."""
+    """The checkpoint of a run's folder, or `run` itself if it is a file; raises InputError where there is none."""
     path = run / "best_model.keras" if run.is_dir() else run
     if not path.is_file():
         raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
@@ -77,49 +92,61 @@ def find(run: Path) -> Path:
 
 
 def load(path: Path) -> tuple[keras.Model, dict]:
-    """Reads a checkpoint: the model is built from its settings, and only arrays are taken from the file.
+    """Reads a checkpoint: the model is built from its settings, and only its arrays are taken from the file.
 
-    Nothing in the file is run or unpickled: its layers' configuration, which could name any code, is not read.
+    Nothing in the file is run or unpickled: the configuration of its layers, which could name any code, is not read.
+
+    Args:
+        path: of the checkpoint, or the folder of its run.
 
     Returns:
-        The model, not compiled, and what the checkpoint says of itself, with `settings` as a `config.Settings`.
+        The model, not compiled, and the metadata, with `settings` as a `config.Settings`.
 
     Raises:
         InputError: the file is missing, damaged, or was not written by `save`.
     """
     path = find(path)
     try:
-        about = _read_about(path)
-        precision.use_device(about["settings"].train.precision)
-        network = model.build(about["settings"], load_weights=False)
-        _check_width(about, network)
+        metadata = _read_metadata(path)
+        precision.use_device(metadata["settings"].train.precision)
+        network = model.build(metadata["settings"], load_weights=False)
+        _check_width(metadata, network)
         network.load_weights(path)
-        if model.weights_hash(network) != about["arrays_sha256"]:
+        if model.weights_hash(network) != metadata["arrays_sha256"]:
             raise ValueError("its arrays are not those that were saved")
     except zipfile.BadZipFile:
         raise InputError(f"{path}: damaged, or no .keras file") from None
     except DAMAGE as error:
         raise InputError(f"{path}: damaged, or no checkpoint of this project: {error}") from None
-    return network, about
+    return network, metadata
 
 
-def _read_about(path: Path) -> dict:
-    """What the checkpoint says of itself, after a look at the archive and at the arrays in it."""
+def _read_metadata(path: Path) -> dict:
+    """The checked metadata; the archive and the arrays in it are checked first."""
     if path.suffix != ".keras":
         raise ValueError("its name does not end in .keras")
     with zipfile.ZipFile(path) as archive:
         check_members(archive, path.stat().st_size)
-        if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
-            raise ValueError(f"allowed are {ABOUT_BYTES} bytes of {ABOUT}, got {archive.getinfo(ABOUT).file_size}")
-        # Not from the archive itself, which begins anew at every step back that HDF5 takes.
+        size = archive.getinfo(METADATA).file_size
+        if size > METADATA_BYTES:
+            raise ValueError(f"allowed are {METADATA_BYTES} bytes of {METADATA}, got {size}")
+        # From memory, since a ZipFile reads from the start again at every step back that HDF5 takes.
         hdf5_files.check(io.BytesIO(archive.read(ARRAYS)))
-        about = json.loads(archive.read(ABOUT))
-    said = config.checked(About, about)
-    return {**about, **said.model_dump(exclude_unset=True), "settings": said.settings}
+        values = json.loads(archive.read(METADATA))
+    checked = config.validate(Metadata, values)
+    return {**values, **checked.model_dump(exclude_unset=True), "settings": checked.settings}
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuses an archive that unfolds to more than its own size in bytes, as none of Keras and NumPy does."""
+    """Refuses an archive whose members take more bytes than the archive, which none of Keras and NumPy does.
+
+    Args:
+        archive: of Keras or NumPy, whose members are not compressed.
+        size: of its file in bytes.
+
+    Raises:
+        ValueError: the archive or its members are too large, or a member is compressed.
+    """
     if size > hdf5_files.MAX_BYTES:
         raise ValueError(f"has {size} bytes, allowed are {hdf5_files.MAX_BYTES}")
     members = archive.infolist()
@@ -129,8 +156,8 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("its members are larger than the file")
 
 
-def _check_width(about: dict, network: keras.Model) -> None:
+def _check_width(metadata: dict, network: keras.Model) -> None:
     width = network.get_layer("pooling").output.shape[-1]
-    for name in ("mean", "deviation") if about.get("familiar") else ():
-        if len(about["familiar"][name]) != width:
-            raise ValueError(f"familiar.{name} has {len(about['familiar'][name])} numbers, needed are {width}")
+    for name in ("mean", "deviation") if metadata.get("familiar") else ():
+        if len(metadata["familiar"][name]) != width:
+            raise ValueError(f"familiar.{name} has {len(metadata['familiar'][name])} numbers, needed are {width}")

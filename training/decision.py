@@ -1,4 +1,4 @@
-"""What validation decides beside the epoch: the threshold and the temperature."""
+"""What evaluate.py chooses on the validation set and saves in the checkpoint: the threshold and the temperature."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pydantic import AfterValidator, Field
 import config
 from safety.errors import InputError
 
-# A lower one would scale the surest probabilities of a float32 to the same 1.0: their order would be lost.
-TEMPERATURES = (0.5, 10.0)
+# Below 0.5, float32 probabilities close to 1 would all be scaled to exactly 1, and their order would be lost.
+TEMPERATURE_RANGE = (0.5, 10.0)
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 
 
 def check_rule(rule: str) -> str:
-    """The rule with its number in plain form (`.5` is `0.5`); raises InputError, naming those that there are."""
+    """The threshold rule with its number in plain form (`.5` becomes `0.5`).
+
+    Raises:
+        InputError: it is none of RULES.
+    """
     name, _, value = rule.partition("=")
     if not is_chosen(rule):
         return str(_number(rule))
@@ -23,11 +27,11 @@ def check_rule(rule: str) -> str:
         return f"{name}={_number(value)}"
     if rule in ("youden", "f1"):
         return rule
-    raise InputError(f"--threshold: allowed are {RULES}; got {rule!r}")
+    raise InputError(f"--threshold: allowed are {RULES}, got {rule!r}")
 
 
 def is_chosen(rule: str) -> bool:
-    """Whether the validation set has a say in the threshold: a number is one already."""
+    """Whether the threshold is chosen on the validation set; False for a rule that is a number."""
     return _number(rule) is None
 
 
@@ -39,7 +43,13 @@ def _number(text: str) -> float | None:
 
 
 class Decision(config.Section):
-    """What evaluate.py chose on the validation set."""
+    """The key `decision` of a checkpoint: what evaluate.py chose on the validation set.
+
+    Attributes:
+        rule: of the threshold.
+        threshold: probability from which an image is called malignant.
+        temperature: by which the log-odds are divided to calibrate the probabilities.
+    """
 
     rule: Annotated[str, AfterValidator(check_rule)]
     threshold: float = Field(ge=0, le=1)

@@ -1,4 +1,4 @@
-"""What a run is known by: the files that its folder begins with, and what its checkpoint says of itself."""
+"""The first files of a run's folder: settings, split, and environment.json, from which the run can be repeated."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ from images import data_plots, leaks, plot_style, splits
 from safety import atomic_files, limits
 from safety.errors import InputError
 
+PACKAGES = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
+MAX_BYTES = 2**22
 
-def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame, environment_now: dict) -> None:
-    """The run's folder, with what a run is known by before its first step; it appears as a whole."""
+
+def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame, environment: dict) -> None:
+    """Creates the run's folder with config.yaml, split.csv, split.png and environment.json, all at once.
+
+    Args:
+        run: the folder.
+        settings: of the run.
+        table: a row for each image, with its set.
+        environment: of `collect`.
+    """
     atomic_files.remove_leftovers(run.parent, of=run.name)
-    begun = run.with_name(f".{os.getpid()}.{run.name}")
-    atomic_files.write_text(begun / "config.yaml", settings.to_yaml())
-    atomic_files.write_text(begun / "split.csv", splits.to_csv(table))
-    plot_style.save(data_plots.split(table), begun / "split.png", environment_now["notice"])
-    atomic_files.write_text(begun / "environment.json", json.dumps(environment_now, indent=1))
-    begun.rename(run)
-
-
-def about(settings: config.Settings, table: pd.DataFrame) -> dict:
-    """What the checkpoint says of itself."""
-    return {"settings": settings.model_dump(), "split_sha256": splits.digest(splits.to_csv(table))}
+    temporary = run.with_name(f".{os.getpid()}.{run.name}")
+    atomic_files.write_text(temporary / "config.yaml", settings.to_yaml())
+    atomic_files.write_text(temporary / "split.csv", splits.to_csv(table))
+    plot_style.save(data_plots.split(table), temporary / "split.png", environment["notice"])
+    atomic_files.write_text(temporary / "environment.json", json.dumps(environment, indent=1))
+    temporary.rename(run)
 
 
 def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model) -> dict:
-    """What another machine needs to know to repeat the run."""
-    packages = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
+    """What is needed to repeat the run on another machine, for environment.json; arguments as of the run."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "seed": settings.data.seed,
         "git_commit": git_commit(),
@@ -55,29 +59,30 @@ def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model
 
 
 def git_commit() -> str:
-    """The commit of this code, with `-dirty` behind it where files were changed; empty without a checkout or git."""
+    """The commit of this code, with `-dirty` after it where files were changed; empty without a checkout or git."""
     if not shutil.which("git"):
         return ""
-    told = subprocess.run(
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
     )
-    return told.stdout.strip()
-
-
-MAX_BYTES = 2**22
+    return described.stdout.strip()
 
 
 def read(run: Path) -> dict:
-    """What environment.json says of the run; empty where a checkpoint stands without it."""
-    beside = run / "environment.json"
+    """The content of a run's environment.json; empty for a checkpoint without one.
+
+    Raises:
+        InputError: the file is no JSON or no environment of a run.
+    """
+    path = run / "environment.json"
     try:
-        said = json.loads(limits.read_bytes(beside, MAX_BYTES)) if beside.is_file() else {}
+        content = json.loads(limits.read_bytes(path, MAX_BYTES)) if path.is_file() else {}
     except (ValueError, RecursionError):
-        raise InputError(f"{beside}: no JSON") from None
-    lists = isinstance(said, dict) and isinstance(said.get("dropped", {}), dict)
-    if not lists or not isinstance(said.get("resumed", []), list):
-        raise InputError(f"{beside}: no environment of a run")
-    return said
+        raise InputError(f"{path}: no JSON") from None
+    valid = isinstance(content, dict) and isinstance(content.get("dropped", {}), dict)
+    if not valid or not isinstance(content.get("resumed", []), list):
+        raise InputError(f"{path}: no environment of a run")
+    return content

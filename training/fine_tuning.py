@@ -1,4 +1,4 @@
-"""Fine-tuning: ResNet50 cut at one of its blocks, what is below kept frozen, what is above trained with the head."""
+"""Fine-tuning: ResNet50 is cut before one of its blocks; the part below stays frozen, the part above is trained."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import model
 
 
 def below(network: keras.Model, block: str) -> keras.Model:
-    """The part of the model from the pixels to what goes into a block, (n, height, width, channels); never trained."""
+    """The frozen part of the model: from the pixels to the input of a block, (n, height, width, channels)."""
     base, cut = model.base_of(network), _cut(network, block)
     lower = keras.Model(base.input, cut.output, name="below")
     return keras.Model(network.input, lower(network.get_layer("preprocessing").output, training=False), name=cut.name)
 
 
 def above(network: keras.Model, block: str) -> keras.Model:
-    """The part of the model from what goes into a block to the probability; its layers are the model's own."""
+    """The trained part of the model: from the input of a block to the probability; it shares the model's layers."""
     cut = _cut(network, block).output
     features = keras.Input(cut.shape[1:], name="features")
     # Inference mode, as in the whole model: BatchNorm keeps its statistics.
@@ -25,9 +25,10 @@ def above(network: keras.Model, block: str) -> keras.Model:
 
 
 def unfreeze(network: keras.Model, block: str) -> None:
-    """Lets the base be trained from a block on, all but its BatchNorm layers; compile the model after this.
+    """Makes the base trainable from a block on, except its BatchNorm layers; compile the model after this.
 
-    A few small batches of a new data set would spoil BatchNorm's statistics, and its scale and shift belong to them.
+    A few small batches of a new data set would spoil BatchNorm's statistics, and its scale and shift were trained
+    with these statistics.
     """
     base = model.base_of(network)
     first = base.layers.index(_cut(network, block)) + 1
@@ -38,11 +39,11 @@ def unfreeze(network: keras.Model, block: str) -> None:
 
 def rate(train: config.Train) -> keras.optimizers.schedules.LearningRateSchedule:
     """The constant learning rate of the fine-tuning, as a function of the step."""
-    # A decay to the same rate at each step.
+    # Decays by a factor of 1 at each step.
     return keras.optimizers.schedules.ExponentialDecay(train.fine_tune_lr, decay_steps=1, decay_rate=1.0)
 
 
 def _cut(network: keras.Model, block: str) -> keras.layers.Layer:
-    """The layer whose output goes into the block."""
+    """The layer whose output is the input of the block."""
     layers = model.base_of(network).layers
     return layers[next(number for number, layer in enumerate(layers) if layer.name.startswith(f"{block}_")) - 1]

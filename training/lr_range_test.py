@@ -1,4 +1,4 @@
-"""The learning-rate range test: between which rates the cyclical schedule should move."""
+"""The learning-rate range test: proposes initial_lr and maximal_lr of the cyclical schedule."""
 
 from __future__ import annotations
 
@@ -20,47 +20,51 @@ from safety.errors import InputError
 from training import phases, training_plots
 
 LOWEST, HIGHEST = 1e-6, 10.0
-# Of the curve, some seven a decade.
+# Of the curve, about seven a decade.
 POINTS = 50
-# Deviation of the Gaussian that smooths the curve, in points.
+# Standard deviation of the Gaussian that smooths the curve, in points.
 SMOOTHING = 1.5
-# One head's first weights can lie so well or ill that its curve says more of them than of the rate.
+# The curve of a single head depends on its first weights as much as on the rate.
 HEADS = 5
-# Momentum spreads a gradient over 1 / (1 - momentum) steps; a rate's loss must not be that of a rate long past.
+# Momentum spreads a gradient over 1 / (1 - momentum) steps. The rate takes at least three times as many for a decade,
+# or the loss at a point would be that of much smaller rates.
 LAGS_PER_DECADE = 3
-# A loss that is so many times the one that the sweep began with has left the valley for good.
+# A loss of so many times the first one has diverged.
 DIVERGED = 4.0
 
 
 def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
-    """Trains from fresh weights while the rate rises exponentially from 1e-6 to 10, five times, and puts all back.
+    """Trains five heads from fresh weights while the rate rises exponentially from 1e-6 to 10; restores the weights.
 
     Args:
-        phase: of the head, whose weights are the same before and after; a sweep has as many steps, or more where the
-            momentum needs them.
+        phase: of the head. A sweep has as many steps as the phase, or more where the momentum needs them.
         settings: of the run.
 
     Returns:
-        A row a point of the curve: rate, loss (training, mean since the point before) and val_loss, both as the
-        geometric mean over the five heads.
+        A row for each point of the curve: rate, loss (training, mean since the point before) and val_loss, both as
+        the geometric mean over the five heads.
     """
     lags = LAGS_PER_DECADE * math.log10(HIGHEST / LOWEST) / (1 - settings.train.momentum)
-    per_point = math.ceil(max(phase.steps * phase.last, lags) / POINTS)
+    per_point = math.ceil(max(phase.batches.steps * phase.epochs.stop, lags) / POINTS)
     last = POINTS * per_point - 1
     rate = keras.optimizers.schedules.ExponentialDecay(LOWEST, last, HIGHEST / LOWEST)
+    points = phase._replace(
+        rate=rate,
+        epochs=range(POINTS),
+        batches=phase.batches._replace(train_from=lambda _: phase.batches.train_from(0).repeat(), steps=per_point),
+    )
     head = phase.trained
     before = head.get_weights()
     try:
         model.compile_model(head, settings.train, rate)
         head.optimizer.build(head.trainable_variables)
         with tqdm(total=HEADS * POINTS, desc="rates", unit="point", delay=5) as bar:
-            moved = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())
+            progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())
             losses = []
             for number in range(HEADS):
                 _freshen(head, settings.data.seed * HEADS + number)
-                options = {"validation_data": phase.valid_batches, "callbacks": [moved], "verbose": 0}
-                fitted = head.fit(phase.batches_from(0).repeat(), epochs=POINTS, steps_per_epoch=per_point, **options)
-                losses.append([fitted.history["loss"], fitted.history["val_loss"]])
+                history = phases.fit(points, [progress], verbose=0)
+                losses.append([history["loss"], history["val_loss"]])
     finally:
         head.set_weights(before)
     rates = [float(rate(per_point * (point + 1) - 1)) for point in range(POINTS)]
@@ -70,7 +74,7 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
 
 
 def _freshen(head: keras.Model, seed: int) -> None:
-    """New weights for the last layer, as `model.build` draws them, and an optimizer without a past."""
+    """Sets new weights of the last layer, as `model.build` draws them, and resets the optimizer."""
     kernel, bias = head.get_layer("head").weights
     kernel.assign(keras.initializers.GlorotUniform(seed)(kernel.shape))
     for variable in [bias, *head.optimizer.variables]:
@@ -78,31 +82,31 @@ def _freshen(head: keras.Model, seed: int) -> None:
 
 
 def propose(curve: pd.DataFrame) -> tuple[float, float]:
-    """Where the smoothed validation loss falls most steeply, and its valley before it diverges.
+    """The rates at which the smoothed validation loss falls most steeply, and at which it is lowest.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.3: the triangle moves between the
     rate at which the accuracy begins to rise and the one at which it slows, turns ragged or falls. The exponential rise
     and the steepest fall are those of fast.ai (Howard and Gugger, 2020). The loss is that of the validation images: a
-    head that can learn its training images by heart has the valley of their loss where it diverges.
+    head that can overfit its training images has their lowest loss where it diverges.
 
     Args:
-        curve: as `sweep` gives it.
+        curve: of `sweep`.
 
     Returns:
         initial_lr and maximal_lr, with two digits.
 
     Raises:
-        InputError: the loss falls nowhere below where it began.
+        InputError: the loss is never lower than at the lowest rate.
     """
     loss = curve.val_loss.to_numpy()
-    # Written so that NaN diverges too.
+    # Written so that NaN counts as diverged too.
     diverged = np.flatnonzero(~(loss <= DIVERGED * loss[0]))
     loss = gaussian_filter1d(loss[: diverged[0] if len(diverged) else None], SMOOTHING, mode="nearest")
     valley = int(np.argmin(loss)) if len(loss) else 0
     if valley == 0:
         raise InputError(
             f"--find-lr: the validation loss falls at no rate from {LOWEST:g} to {HIGHEST:g}, in the mean of {HEADS} "
-            "fresh heads, so none can be proposed; look at rates.png, and try a larger data.valid_fraction or another "
+            "heads, so no rate can be proposed; see rates.png, and try a larger data.valid_fraction or another "
             "data.seed"
         )
     steepest = int(np.argmin(np.gradient(loss)[:valley])) if valley > 1 else 0
@@ -110,10 +114,15 @@ def propose(curve: pd.DataFrame) -> tuple[float, float]:
 
 
 def report(curve: pd.DataFrame, folder: Path, notice: str) -> None:
-    """Writes rates.csv and rates.png into the folder and prints the proposal as lines of config.yaml.
+    """Writes rates.csv and rates.png and prints the proposed rates as lines of config.yaml.
+
+    Args:
+        curve: of `sweep`.
+        folder: for the files.
+        notice: to print below the figure.
 
     Raises:
-        InputError: there is none; curve and figure are written all the same.
+        InputError: no rates can be proposed; the files are written before.
     """
     atomic_files.write_text(folder / "rates.csv", curve.to_csv(index=False))
     plot_style.save(training_plots.rates(curve), folder / "rates.png", notice)

@@ -13,105 +13,156 @@ import tensorflow as tf
 
 import config
 import model
+from devices import strategy
 from features import extraction, feature_datasets
+from features.extraction import Features
 from images import audit, image_datasets
 from training import fine_tuning
 
-# Training batches from an epoch on, and validation batches.
-Batches = tuple[Callable[[int], tf.data.Dataset], tf.data.Dataset]
+
+class Rows(NamedTuple):
+    """The rows that a run learns from.
+
+    Attributes:
+        train: those of the training set, upsampled.
+        valid: those of the validation set.
+    """
+
+    train: pd.DataFrame
+    valid: pd.DataFrame
+
+
+class Batches(NamedTuple):
+    """The batches of a phase.
+
+    Attributes:
+        train_from: gives the training batches from an epoch on; the last batch of an epoch may be smaller.
+        steps: training batches in an epoch.
+        valid: the validation batches.
+        valid_steps: their number.
+    """
+
+    train_from: Callable[[int], tf.data.Dataset]
+    steps: int
+    valid: tf.data.Dataset
+    valid_steps: int
 
 
 class Phase(NamedTuple):
-    """A stretch of epochs that train the same layers on the same batches.
+    """Consecutive epochs that train the same layers on the same batches.
 
     Attributes:
-        begin: to be called with the path of the best checkpoint so far before `trained` is compiled.
         trained: the model that is fitted; it shares its layers with the whole.
         rate: the learning rate as a function of the step.
-        first: epoch, from 0.
-        last: the epoch behind the last one.
-        steps: of an epoch, the last of which may be smaller.
-        valid_steps: of a validation.
-        batches_from: gives the training batches from an epoch on.
-        valid_batches: those of the validation.
+        epochs: of the whole run, from 0.
+        batches: to train and validate on.
+        begin: takes the path of the best checkpoint so far; to be called before `trained` is compiled.
     """
 
-    begin: Callable[[Path], None]
     trained: keras.Model
     rate: keras.optimizers.schedules.LearningRateSchedule
-    first: int
-    last: int
-    steps: int
-    valid_steps: int
-    batches_from: Callable[[int], tf.data.Dataset]
-    valid_batches: tf.data.Dataset
+    epochs: range
+    batches: Batches
+    begin: Callable[[Path], None] = lambda best: None
 
 
-def prepare(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> list[Phase]:
+def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list[Phase]:
     """The phases in their order, with all features that they need in the cache.
 
     Args:
-        network: of `model.build`; its standardising layer gets its numbers here.
-        rows: of training, upsampled.
-        valid: rows of validation.
+        network: of `model.build`; its standardising layer gets its mean and variance here.
+        rows: of training and validation.
         settings: of the run.
 
     Raises:
-        InputError: the cache's limit or the disk is too small.
+        InputError: the limit of the cache or the disk is too small.
     """
     # The larger features first, so that a limit that is too small for them stops the run at once.
-    second = [_fine_tuning(network, rows, valid, settings)] if settings.fine_tuned else []
-    return [head(network, rows, valid, settings), *second]
+    second = [_fine_tuning(network, rows, settings)] if settings.fine_tuned else []
+    return [head(network, rows, settings), *second]
 
 
-def head(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> Phase:
-    """The first phase: the head on cached features, or the network on images."""
+def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
+    """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
     standardize = settings.model.standardize and settings.model.base == "resnet50"
     if settings.cached or standardize:
-        kept = extraction.pooled(network, rows, settings, augmented=settings.cached and settings.augment.active)
+        features = train_features(network, rows, settings)
     if standardize:
-        model.standardize(network, *feature_datasets.statistics(kept))
-    span = (model.cyclical_rate(settings.train, len(rows)), 0, settings.train.epochs, *_steps(rows, valid, settings))
-    if not settings.cached:
-        return Phase(lambda best: None, network, *span, *_on_images(rows, valid, settings))
-    valid_kept = extraction.pooled(network, valid, settings)
-    batches = _on_features(kept, rows, valid_kept, valid, settings)
-    return Phase(lambda best: None, model.head(network), *span, *batches)
+        model.standardize(network, *feature_datasets.statistics(features.array, features.places))
+    if settings.cached:
+        return head_on_features(
+            model.head(network), features, extraction.pooled(network, rows.valid, settings), settings
+        )
+    rate = model.cyclical_rate(settings.train, len(rows.train))
+    return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings))
 
 
-def _fine_tuning(network: keras.Model, rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> Phase:
-    """The blocks and the head on cached features, or the network on images where these are warped anew each time."""
+def train_features(network: keras.Model, rows: Rows, settings: config.Settings) -> Features:
+    """The pooled features of the training rows, in `augment.views` views where training reads warped ones."""
+    return extraction.pooled(network, rows.train, settings, augmented=settings.cached and settings.augment.active)
+
+
+def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:
+    """The phase that trains a head, of `model.head`, on features of the training and the validation rows."""
+    rate = model.cyclical_rate(settings.train, len(train.labels))
+    return Phase(head, rate, range(settings.train.epochs), _feature_batches(train, valid, settings))
+
+
+def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
+    """The second phase: blocks and head on cached features, or the whole network on images that each epoch warps."""
     block = settings.model.trainable_from
 
     def begin(best: Path) -> None:
         network.load_weights(best)
         fine_tuning.unfreeze(network, block)
 
-    span = (fine_tuning.rate(settings.train), settings.train.epochs, settings.epochs, *_steps(rows, valid, settings))
+    rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)
     if not settings.cached or settings.augment.active:
-        return Phase(begin, network, *span, *_on_images(rows, valid, settings))
-    kept = extraction.extract(fine_tuning.below(network, block), pd.concat([rows, valid]), settings)
-    kept, valid_kept = (kept._replace(places=places) for places in (kept.places[: len(rows)], kept.places[len(rows) :]))
-    batches = _on_features(kept, rows, valid_kept, valid, settings)
-    return Phase(begin, fine_tuning.above(network, block), *span, *batches)
+        return Phase(network, rate, epochs, _image_batches(rows, settings), begin)
+    features = extraction.extract(fine_tuning.below(network, block), pd.concat(rows), settings)
+    train, valid = features.select(slice(len(rows.train))), features.select(slice(len(rows.train), None))
+    return Phase(fine_tuning.above(network, block), rate, epochs, _feature_batches(train, valid, settings), begin)
 
 
-def _steps(rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> tuple[int, int]:
-    return -(-len(rows) // settings.train.batch_size), -(-len(valid) // settings.train.batch_size)
+def _feature_batches(train: Features, valid: Features, settings: config.Settings) -> Batches:
+    size = settings.train.batch_size
+    return Batches(
+        functools.partial(feature_datasets.train_dataset, train, settings),
+        -(-len(train.labels) // size),
+        feature_datasets.eval_dataset(valid, size),
+        -(-len(valid.labels) // size),
+    )
 
 
-def _on_features(
-    kept: extraction.Features,
-    rows: pd.DataFrame,
-    valid_kept: extraction.Features,
-    valid: pd.DataFrame,
-    settings: config.Settings,
-) -> Batches:
-    valid_batches = feature_datasets.eval_dataset(valid_kept, valid.label_int.to_numpy(), settings.train.batch_size)
-    return functools.partial(feature_datasets.train_dataset, kept, rows.label_int.to_numpy(), settings), valid_batches
+def _image_batches(rows: Rows, settings: config.Settings) -> Batches:
+    folder, size = audit.image_folder(settings.data.root), settings.train.batch_size
+    return Batches(
+        functools.partial(image_datasets.train_dataset, rows.train, folder, settings),
+        -(-len(rows.train) // size),
+        image_datasets.without_names(image_datasets.eval_dataset(rows.valid, folder, settings)),
+        -(-len(rows.valid) // size),
+    )
 
 
-def _on_images(rows: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings) -> Batches:
-    folder = audit.image_folder(settings.data.root)
-    valid_batches = image_datasets.without_names(image_datasets.eval_dataset(valid, folder, settings))
-    return functools.partial(image_datasets.train_dataset, rows, folder, settings), valid_batches
+def fit(phase: Phase, callbacks: list, epoch: int = 0, verbose: str | int = "auto") -> dict[str, list[float]]:
+    """Trains a phase, whose model is compiled, on all devices.
+
+    Args:
+        phase: to train.
+        callbacks: of Keras.
+        epoch: the first one to train, from 0.
+        verbose: as Keras takes it.
+
+    Returns:
+        Keras' history: the name of a loss or metric -> its value in each epoch.
+    """
+    return phase.trained.fit(
+        strategy.distribute(phase.batches.train_from(epoch), weighted=True),
+        initial_epoch=epoch,
+        epochs=phase.epochs.stop,
+        steps_per_epoch=phase.batches.steps,
+        validation_data=strategy.distribute(phase.batches.valid),
+        validation_steps=phase.batches.valid_steps,
+        callbacks=callbacks,
+        verbose=verbose,
+    ).history

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on: what is kept after each epoch, and how a run takes it up again."""
+"""Resuming a stopped run: the state that is saved after each epoch, and how a run continues from it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from safety.errors import InputError
 from training import checkpoint, environment
 
 STATE = "state.npz"
-# What environment.json says and what must stay as it was.
-SAME = {
+RECORD = "says"
+# Values of environment.json that a resumed run must share with the run that was stopped.
+UNCHANGED = {
     "split_sha256": "the table of the images and their split are",
     "data_sha256": "the images are",
     "weights_sha256": "the base's weights are",
@@ -34,13 +35,13 @@ SAME = {
 
 
 class State(NamedTuple):
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         epoch: the next one, from 0.
         best: the lowest validation loss so far.
-        history: a row an epoch, as in history.csv.
-        first: the epoch that the present phase of the run began with.
+        history: a row for each epoch, as in history.csv.
+        first: the first epoch of the current phase of the run.
     """
 
     epoch: int = 0
@@ -49,8 +50,8 @@ class State(NamedTuple):
     first: int = 0
 
 
-class Says(config.Section):
-    """What stands beside the arrays in the file."""
+class StateRecord(config.Section):
+    """What state.npz holds besides arrays, as JSON under the name RECORD; fields as in `State`."""
 
     epoch: int = Field(ge=1)
     first: int = Field(ge=0)
@@ -59,20 +60,33 @@ class Says(config.Section):
 
 
 def write_history(run: Path, history: list[dict]) -> None:
-    """Writes history.csv; it holds nothing that differs between equal runs, the time for instance."""
+    """Writes history.csv, without times, so that equal runs have equal files."""
     atomic_files.write_text(run / "history.csv", pd.DataFrame(history).to_csv(index=False))
 
 
-def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
-    """Puts the compiled model, its optimizer and history.csv where the run's last whole epoch left them.
+def save(trained: keras.Model, run: Path, state: State) -> None:
+    """Writes state.npz, whole or not at all.
 
     Args:
-        trained: the model, which stays as it is where that epoch was one of another phase.
+        trained: the compiled model, whose trained weights and optimizer are saved.
         run: the run's folder.
-        first: the epoch that the present phase of the run begins with.
+        state: to save with them.
+    """
+    arrays = {f"{number:06}": variable.numpy() for number, variable in enumerate(_variables(trained))}
+    with atomic_files.replacing(run / STATE) as temporary:
+        np.savez(temporary, **{RECORD: json.dumps(state._asdict())}, **arrays)
+
+
+def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
+    """Sets the model, its optimizer and history.csv to the end of the last epoch that the run finished.
+
+    Args:
+        trained: the compiled model; it is left as it is where that epoch was one of another phase.
+        run: the run's folder.
+        first: the first epoch of the current phase of the run.
 
     Returns:
-        Where the run stands; the beginning if no epoch was finished.
+        The state of the run; the initial state if no epoch was finished.
 
     Raises:
         InputError: the state or the checkpoint is missing or damaged, or is that of another network.
@@ -80,28 +94,28 @@ def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
     path = run / STATE
     if not path.is_file():
         if (run / "history.csv").exists():
-            raise InputError(f"{path}: is missing, so the run cannot go on from {run}/history.csv; start it anew")
+            raise InputError(f"{path}: is missing, so the run cannot continue {run}/history.csv; start a new run")
         return State(first=first)
     try:
-        says, arrays = _read_state(path)
-        if says.first == first:
-            _assign(variables(trained), arrays)
-    except (*checkpoint.DAMAGE, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+        record, arrays = _read_state(path)
+        if record.first == first:
+            _assign(_variables(trained), arrays)
+    except (*checkpoint.DAMAGE, NotImplementedError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
-    if math.isfinite(says.best) and not (run / "best_model.keras").is_file():
-        raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start the run anew")
-    write_history(run, says.history)
-    return State(says.epoch, says.best, tuple(says.history), first)
+    if math.isfinite(record.best) and not (run / "best_model.keras").is_file():
+        raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start a new run")
+    write_history(run, record.history)
+    return State(record.epoch, record.best, tuple(record.history), first)
 
 
-def _read_state(path: Path) -> tuple[Says, list[np.ndarray]]:
+def _read_state(path: Path) -> tuple[StateRecord, list[np.ndarray]]:
     with zipfile.ZipFile(path) as archive:
         checkpoint.check_members(archive, path.stat().st_size)
-    with np.load(path, allow_pickle=False) as kept:
-        says = config.checked(Says, json.loads(str(kept["says"])))
-        if len(says.history) != says.epoch:
-            raise ValueError(f"its history has {len(says.history)} epochs, not {says.epoch}")
-        return says, [kept[name] for name in sorted(set(kept.files) - {"says"})]
+    with np.load(path, allow_pickle=False) as file:
+        record = config.validate(StateRecord, json.loads(str(file[RECORD])))
+        if len(record.history) != record.epoch:
+            raise ValueError(f"its history has {len(record.history)} epochs, needed are {record.epoch}")
+        return record, [file[name] for name in sorted(set(file.files) - {RECORD})]
 
 
 def _assign(variables: list, arrays: list[np.ndarray]) -> None:
@@ -111,22 +125,22 @@ def _assign(variables: list, arrays: list[np.ndarray]) -> None:
         variable.assign(array)
 
 
-def variables(trained: keras.Model) -> list:
+def _variables(trained: keras.Model) -> list:
     """All that training changes: the weights of every layer that is not frozen, and the optimizer's variables."""
     trained.optimizer.build(trained.trainable_variables)
     layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
     weights = [weight for layer in layers for weight in layer.weights]
-    # Under float16 Keras counts these two not among the optimizer's variables.
+    # Under float16 Keras does not count these two among the optimizer's variables.
     scale = getattr(trained.optimizer, "_loss_scale", None)
     return [*weights, *trained.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
 
 
 def settings_of(run: Path, given: list[str]) -> config.Settings:
-    """The settings that a run began with.
+    """The settings that a run was started with.
 
     Args:
         run: its folder.
-        given: settings and config file of the command line; a resumed run takes none.
+        given: config file and settings of the command line; a resumed run takes none.
 
     Raises:
         InputError: there is nothing to resume, the run is finished, or settings were given.
@@ -142,48 +156,51 @@ def settings_of(run: Path, given: list[str]) -> config.Settings:
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the run has written the last of its files."""
+    """Whether the run has written history.png, the last of its files."""
     return (run / "history.png").exists()
 
 
-def reopen(run: Path, environment_now: dict) -> None:
-    """Makes sure that split, images and base are those that the run began with, and notes that it goes on.
+def reopen(run: Path, current: dict) -> None:
+    """Checks that split, images and base are those that the run was started with, and records that it is resumed.
 
     Args:
         run: its folder.
-        surroundings: what environment.json would say of a run that began now.
+        current: the environment.json of a run that would start now, of `environment.collect`.
 
     Raises:
-        InputError: one of them is another one.
+        InputError: one of them has changed.
     """
-    began = environment.read(run)
+    recorded = environment.read(run)
     split = hashlib.sha256(limits.read_bytes(run / "split.csv", csv_files.MAX_BYTES)).hexdigest()
-    changed = [what for name, what in SAME.items() if began.get(name) != environment_now[name]]
-    if split != environment_now["split_sha256"]:
+    changed = [what for name, what in UNCHANGED.items() if recorded.get(name) != current[name]]
+    if split != current["split_sha256"]:
         changed.append(f"{run}/split.csv is")
     if changed:
-        raise InputError(f"--resume: {changed[0]} no longer what {run} began with; start a new run")
+        raise InputError(f"--resume: {changed[0]} no longer what {run} was started with; start a new run")
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    resumed = [*began.get("resumed", []), {"at": now, "versions": environment_now["versions"]}]
-    atomic_files.write_text(run / "environment.json", json.dumps({**began, "resumed": resumed}, indent=1))
+    resumed = [*recorded.get("resumed", []), {"at": now, "versions": current["versions"]}]
+    atomic_files.write_text(run / "environment.json", json.dumps({**recorded, "resumed": resumed}, indent=1))
     atomic_files.remove_leftovers(run)
     if (run / "evaluation").exists():
-        print(f"{run}/evaluation is of the epochs so far; evaluate the run anew when it is finished")
+        print(f"{run}/evaluation is of the epochs so far; evaluate the run again when it is finished")
 
 
 @contextlib.contextmanager
 def advice_on_stop(run: Path, again: str) -> Iterator[None]:
-    """Says how to go on when training is stopped; what TensorFlow then raises is told in one line.
+    """Prints how to go on when training is stopped, and turns TensorFlow's errors into one line.
 
     Args:
         run: the run's folder.
-        again: arguments of train.py that go on from what is in it.
+        again: arguments of train.py that continue from this folder; empty if only the same command does.
+
+    Raises:
+        InputError: in place of an error of TensorFlow.
     """
     try:
         yield
     except (KeyboardInterrupt, OSError, tf.errors.OpError) as stop:
         if not is_finished(run):
-            command = f"python train.py {again}" if run.exists() else "the same command; no epoch was begun"
+            command = f"python train.py {again}" if again and run.exists() else "the same command"
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         if isinstance(stop, tf.errors.OpError):
             raise InputError(f"TensorFlow: {stop.message.splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Figures of training: history, learning-rate range test, search."""
+"""Figures of training: history, learning-rate range test, search for settings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from images import plot_style
 
 
 def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
-    """Loss, accuracy and learning rate over the epochs, with the epoch that was kept.
+    """Loss, accuracy and learning rate over the epochs, with the epoch of the checkpoint marked.
 
     Args:
         epochs: columns as in history.csv.
-        fine_tuned_from: the first epoch, from 0, of the fine-tuning; None where there is none.
+        fine_tuned_from: the first epoch, from 0, of the fine-tuning; None without fine-tuning.
     """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     number, best = epochs.epoch + 1, epochs.val_loss.idxmin()
     for axis, key in zip(axes, ["loss", "accuracy"]):
         axis.plot(number, epochs[key], color="0.25", label="training", marker=".")
         axis.plot(number, epochs[f"val_{key}"], color="#009E73", label="validation", marker=".", linestyle="--")
-        kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
-        axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **kept)
+        circle = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
+        axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **circle)
         axis.set(title=key.capitalize())
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
     axes[2].set(title="Learning rate at the end of the epoch")
@@ -34,7 +34,7 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         axes[2].set_ylim(0, None)
         axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     else:
-        # On a linear axis the small rate of the fine-tuning would look like none.
+        # On a linear axis the small rate of the fine-tuning would look like 0.
         axes[2].set_yscale("log")
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -49,8 +49,8 @@ def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> F
     """Loss against the learning rate, with the proposed interval.
 
     Args:
-        curve: rate, loss and val_loss, as `find_lr.sweep` gives it.
-        interval: initial_lr and maximal_lr; None where nothing is proposed.
+        curve: rate, loss and val_loss, of `lr_range_test.sweep`.
+        interval: initial_lr and maximal_lr; None if none are proposed.
     """
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     axis.plot(curve.rate, curve.loss, color="0.25", label="training")
@@ -58,7 +58,7 @@ def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> F
     names = ["initial_lr: steepest fall", "maximal_lr: valley"]
     for rate, name, line in zip(interval or (), names, [":", "-"]):
         axis.axvline(rate, color="#CC79A7", linestyle=line, label=f"{name}, {rate:.1e}")
-    # Behind the valley the loss grows without end and would press the rest flat.
+    # Beyond the valley the loss diverges and would flatten the rest of the curve.
     top = 2.5 * max(curve.loss[0], curve.val_loss[0])
     axis.set(xscale="log", ylim=(0, top), xlabel="learning rate", ylabel="loss")
     _plain_powers(axis.xaxis)
@@ -67,29 +67,29 @@ def rates(curve: pd.DataFrame, interval: tuple[float, float] | None = None) -> F
 
 
 def _plain_powers(axis: Axis, digits: Sequence[int] = (1,)) -> None:
-    # Matplotlib writes powers of ten as formulas, and those are off here.
+    # Matplotlib writes powers of ten as formulas, which plot_style turns off.
     axis.set_major_locator(LogLocator(subs=digits))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")
 
 
-def trials(tried: pd.DataFrame, objective: str, present: float | None) -> Figure:
-    """The score of each trial in their order and against each setting, with the best one marked.
+def trials(table: pd.DataFrame, objective: str, present: float | None) -> Figure:
+    """The score of each trial over its number and over each setting, with the best trial marked.
 
     Args:
-        tried: trial, status, val_loss, val_auc, epoch and a column a setting, as `tune.table` gives them.
-        objective: the column that was searched by.
-        present: score of the settings that the search started from; None if it was no number.
+        table: trial, status, val_loss, val_auc, epoch and a column for each setting, of `tuner.table`.
+        objective: the column that the search optimises.
+        present: score of the settings that the search started from; None if it is NaN.
     """
-    done = tried[tried.status == "completed"]
-    settings = list(tried.columns[tried.columns.get_loc("epoch") + 1 :])
+    done = table[table.status == "completed"]
+    settings = list(table.columns[table.columns.get_loc("epoch") + 1 :])
     best = done[objective].idxmin() if objective == "val_loss" else done[objective].idxmax()
     figure, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained", sharey=True)
     for axis, name in zip(axes.flat, ["trial", *settings]):
         places = done[name]
         if name not in ("trial", "initial_lr", "maximal_lr"):
-            # Values far apart, or true and false, stand evenly.
-            values = sorted(tried[name].unique())
+            # Evenly spaced, whether they are numbers far apart or true and false.
+            values = sorted(table[name].unique())
             places = places.map(values.index)
             axis.set_xticks(range(len(values)), [str(value).lower() for value in values])
             axis.set_xlim(-0.5, len(values) - 0.5)
@@ -99,8 +99,8 @@ def trials(tried: pd.DataFrame, objective: str, present: float | None) -> Figure
         axis.plot(places, done[objective], ".", color=plot_style.INK, alpha=0.7, label="trial")
         if present is not None:
             axis.axhline(present, color="#56B4E9", linestyle="--", label="present settings")
-        kept = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
-        axis.plot([places[best]], [done[objective][best]], label="best", **kept)
+        circle = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
+        axis.plot([places[best]], [done[objective][best]], label="best", **circle)
         axis.set_xlabel(name)
     for axis in axes[:, 0]:
         axis.set_ylabel(objective)

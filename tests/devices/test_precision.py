@@ -5,17 +5,17 @@ import config
 from devices import precision
 
 
-@pytest.mark.parametrize("flags, ratio, precision", [
+@pytest.mark.parametrize("flags, ratio, expected", [
     ("fpu avx512f", 0.5, "float32"),
     ("fpu avx512_bf16", 0.5, "bfloat16"),
     ("amx_bf16", 0.5, "bfloat16"),
     ("amx_bf16 avx512_bf16", 1.9, "float32"),
 ])  # fmt: skip
-def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypatch, flags, ratio, precision):
+def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypatch, flags, ratio, expected):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(precision, "_seconds", {"bfloat16": ratio, "float32": 1.0}.get)
-    assert precision._fast_precision([]) == precision
+    assert precision._fast_precision([]) == expected
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
     assert precision._fast_precision([]) == "float32"
 
@@ -32,7 +32,7 @@ def test_both_precisions_can_be_timed():
     assert precision._seconds("bfloat16") > 0 < precision._seconds("float32")
 
 
-@pytest.mark.parametrize("capability, precision", [((7, 0), "float16"), ((6, 1), "float32")])
-def test_auto_precision_follows_the_gpu(monkeypatch, capability, precision):
+@pytest.mark.parametrize("capability, expected", [((7, 0), "float16"), ((6, 1), "float32")])
+def test_auto_precision_follows_the_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": capability})
-    assert precision._fast_precision(["gpu"]) == precision
+    assert precision._fast_precision(["gpu"]) == expected

@@ -46,9 +46,9 @@ settings = config.load_settings(None, ["train.run=a"])
 
 def main(arguments):
     run = Path("runs/a")
-    with strategy.scope(settings, run) as own:
+    with strategy.scope(settings, run) as folder:
         number, workers = strategy.worker()
-        print(number, workers, strategy.device_count(), own == run, (own / "split.csv").read_text(), *strategy.share([*"abc"]))
+        print(number, workers, strategy.device_count(), folder == run, (folder / "split.csv").read_text(), *strategy.share([*"abc"]))
         strategy.assert_same(epoch=int(arguments[0]))
 
 
@@ -93,18 +93,18 @@ class Workers:
 
 def outcomes(processes):
     """Exit status, standard output and standard error of each."""
-    told = [process.communicate(timeout=500) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, told)]
+    outputs = [process.communicate(timeout=500) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, outputs)]
 
 
 def cached(place):
     """All features under a folder's cache, by name."""
-    kept = {}
+    cached = {}
     for folder in (place / "cache").glob("features-*"):
         features = store.Store(folder, (2048,), np.float32)
         features.missing([])
-        kept |= {(folder.name, name): features.memmap()[row] for name, row in features.places.items()}
-    return kept
+        cached |= {(folder.name, name): features.memmap()[row] for name, row in features.places.items()}
+    return cached
 
 
 def assert_same_run(place, alone, tolerance=1e-4):
@@ -129,11 +129,11 @@ def alone(tree, tmp_path_factory):
 
 def start_mirrored(place, devices, *settings):
     command = [sys.executable, "-c", SEVERAL, str(devices), *settings, "train.strategy=mirrored"]
-    told = subprocess.run(
+    result = subprocess.run(
         command, cwd=place, text=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    assert told.returncode == 0, told.stderr
-    return told.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.long)])
@@ -163,7 +163,7 @@ def test_several_devices_train_in_each_mode_as_one_does(tree, tmp_path, monkeypa
 def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path):
     with Workers(tmp_path) as workers:
         waiting = workers.start(0, "-c", MEETING, 0)
-        assert waiting.stdout.readline() == "waiting until all workers are there\n"
+        assert waiting.stdout.readline() == "waiting until all workers are connected\n"
         time.sleep(1)
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=60) == -signal.SIGINT
@@ -191,12 +191,12 @@ def test_a_run_of_several_workers_survives_the_death_of_one(tree, alone, tmp_pat
         processes = workers.all(ROOT / "train.py", *tiny_settings(tree, *UNEVEN))
         for done, number in enumerate(kills, start=1):
             kill(workers, processes, number, done)
-        told = outcomes(processes)
-    assert [status for status, _, _ in told] == [0] * count, told
-    assert all(out.splitlines()[-1] == "run: runs/tiny" for _, out, _ in told)
+        results = outcomes(processes)
+    assert [status for status, _, _ in results] == [0] * count, results
+    assert all(out.splitlines()[-1] == "run: runs/tiny" for _, out, _ in results)
     if kills == [1]:
-        assert re.search(r"a worker was lost \(\w+\); going on as soon as it is there again", told[0][2])
-    assert "Traceback" not in "".join(err for _, _, err in told)
+        assert re.search(r"a worker was lost \(\w+\); training goes on as soon as it is back", results[0][2])
+    assert "Traceback" not in "".join(err for _, _, err in results)
     assert_same_run(tmp_path, alone)
     assert len(json.loads((tmp_path / "runs/tiny/environment.json").read_text()).get("resumed", [])) == len(kills)
 
@@ -206,15 +206,15 @@ def test_workers_share_what_is_to_do_and_begin_at_one_epoch(tmp_path):
     run.mkdir(parents=True)
     (run / "split.csv").write_text("split")
     with Workers(tmp_path) as workers:
-        told = outcomes([workers.start(number, "-c", MEETING, epoch) for number, epoch in enumerate([3, 2])])
-    assert [out.splitlines()[-1] for _, out, _ in told] == ["0 2 1 True split a", "1 2 1 False split b c"]
-    for status, _, err in told:
+        results = outcomes([workers.start(number, "-c", MEETING, epoch) for number, epoch in enumerate([3, 2])])
+    assert [out.splitlines()[-1] for _, out, _ in results] == ["0 2 1 True split a", "1 2 1 False split b c"]
+    for status, _, err in results:
         assert status == 2 and "error: the workers differ in epoch (3, 2); needed are the same settings" in err
 
 
 @pytest.mark.parametrize("given, settings, words", [
     ("two hosts", [], "got two hosts"),
-    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', [], "an index of these workers"),
+    ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', [], "the index of one of these workers"),
     ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}', [], '"ps": '),
     ("{}", ["train.run=auto"], "several workers need one name for their run"),
 ])  # fmt: skip
@@ -228,8 +228,8 @@ def test_what_names_no_cluster_is_refused(tree, tmp_path, monkeypatch, given, se
 def test_one_device_is_one_whatever_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "anything")
     settings = config.load_settings(None, ["train.strategy=one"])
-    with strategy.scope(settings, tmp_path / "run") as own:
-        assert own == tmp_path / "run" and strategy.worker() == (0, 1) and strategy.describe() == ""
+    with strategy.scope(settings, tmp_path / "run") as folder:
+        assert folder == tmp_path / "run" and strategy.worker() == (0, 1) and strategy.describe() == ""
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
@@ -249,8 +249,10 @@ def test_a_cache_that_is_not_shared_is_named(tmp_path, monkeypatch):
 
 
 def test_the_line_for_slurm_gives_each_host_its_number(tmp_path):
-    """The script of the README, with stand-ins for Slurm's commands and for Python."""
-    script = next(text for text in (ROOT / "README.md").read_text().split("```\n") if text.startswith("#!/bin/bash"))
+    """The script of docs/devices.md, with stand-ins for Slurm's commands and for Python."""
+    script = next(
+        text for text in (ROOT / "docs" / "devices.md").read_text().split("```\n") if text.startswith("#!/bin/bash")
+    )
     for name, does in {
         "scontrol": "printf 'node2\\nnode10\\n'",
         "srun": 'shift; SLURM_NODEID=0 "$@"; SLURM_NODEID=1 "$@"',
@@ -260,10 +262,10 @@ def test_the_line_for_slurm_gives_each_host_its_number(tmp_path):
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[2,10]"}
     for arguments in (["train.py", "train.run=two"], ["train.py", "--resume", "runs/two"]):
-        told = subprocess.check_output(["bash", "-c", script], cwd=tmp_path, env=environment, text=True).splitlines()
-        for number, line in enumerate(told):
-            says, rest = json.JSONDecoder().raw_decode(line)
-            assert says["cluster"] == {"worker": ["node2:8470", "node10:8470"]}
-            assert says["task"] == {"type": "worker", "index": number} and line[rest:].split() == arguments
-        assert len(told) == 2
+        lines = subprocess.check_output(["bash", "-c", script], cwd=tmp_path, env=environment, text=True).splitlines()
+        for number, line in enumerate(lines):
+            value, rest = json.JSONDecoder().raw_decode(line)
+            assert value["cluster"] == {"worker": ["node2:8470", "node10:8470"]}
+            assert value["task"] == {"type": "worker", "index": number} and line[rest:].split() == arguments
+        assert len(lines) == 2
         (tmp_path / "runs/two").mkdir(parents=True, exist_ok=True)

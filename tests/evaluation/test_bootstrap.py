@@ -27,23 +27,23 @@ def images():
     return simulated(8, 5, np.random.default_rng(0))
 
 
-def test_every_drawn_score_is_what_scikit_learn_says_of_that_draw(images):
+def test_every_drawn_score_is_that_of_scikit_learn_for_that_draw(images):
     weights = bootstrap.resample(images.patient, images.label, 5, 0)
     drawn = bootstrap.weighted_scores(images, weights)
     for number, weight in enumerate(weights.astype(int)):
         rows = images.loc[images.index.repeat(weight)]
-        true, said = rows.label == "malignant", rows.prediction == "malignant"
+        true, predicted = rows.label == "malignant", rows.prediction == "malignant"
         expected = {
-            "accuracy": sklearn.metrics.accuracy_score(true, said),
-            "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(true, said),
-            "sensitivity": sklearn.metrics.recall_score(true, said),
-            "recall": sklearn.metrics.recall_score(true, said),
-            "specificity": sklearn.metrics.recall_score(~true, ~said),
-            "precision": sklearn.metrics.precision_score(true, said),
-            "f1": sklearn.metrics.f1_score(true, said, average="macro"),
-            "f1_malignant": sklearn.metrics.f1_score(true, said),
-            "f1_benign": sklearn.metrics.f1_score(~true, ~said),
-            "mcc": sklearn.metrics.matthews_corrcoef(true, said),
+            "accuracy": sklearn.metrics.accuracy_score(true, predicted),
+            "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(true, predicted),
+            "sensitivity": sklearn.metrics.recall_score(true, predicted),
+            "recall": sklearn.metrics.recall_score(true, predicted),
+            "specificity": sklearn.metrics.recall_score(~true, ~predicted),
+            "precision": sklearn.metrics.precision_score(true, predicted),
+            "f1": sklearn.metrics.f1_score(true, predicted, average="macro"),
+            "f1_malignant": sklearn.metrics.f1_score(true, predicted),
+            "f1_benign": sklearn.metrics.f1_score(~true, ~predicted),
+            "mcc": sklearn.metrics.matthews_corrcoef(true, predicted),
             **metrics.score_probabilities(true.to_numpy(), rows.probability.to_numpy()),
         }
         assert {name: values[number] for name, values in drawn.items()} == pytest.approx(expected, abs=1e-12)
@@ -59,12 +59,12 @@ def test_patients_are_drawn_whole_and_each_class_keeps_its_number(images):
 
 
 def test_the_patient_scores_are_drawn_with_their_patients(images):
-    found = bootstrap.intervals(images, 0.5, draws=300)
+    intervals = bootstrap.intervals(images, 0.5, draws=300)
     patients = metrics.by_patient(images, 0.5)
-    low, high = found["recognition_rate"]["patient"]
-    assert low < patients.right.mean() < high and found["recognition_rate"]["image"] is None
+    low, high = intervals["recognition_rate"]["patient"]
+    assert low < patients.correct.mean() < high and intervals["recognition_rate"]["image"] is None
     # All patients have as many images, so the rate is the accuracy.
-    assert [low, high] == pytest.approx(found["accuracy"]["patient"])
+    assert [low, high] == pytest.approx(intervals["accuracy"]["patient"])
 
 
 def test_the_same_seed_draws_the_same(images):
@@ -74,8 +74,8 @@ def test_the_same_seed_draws_the_same(images):
 
 def test_a_class_with_one_patient_has_no_interval_over_patients(images):
     rows = images[(images.label == "malignant") | (images.patient == "0")]
-    found = bootstrap.intervals(rows, 0.5, draws=100)
-    assert all(pairs["patient"] is None for pairs in found.values()) and found["accuracy"]["image"]
+    intervals = bootstrap.intervals(rows, 0.5, draws=100)
+    assert all(pairs["patient"] is None for pairs in intervals.values()) and intervals["accuracy"]["image"]
     assert bootstrap.curve_bands(rows) == {}
 
 
@@ -116,10 +116,10 @@ def unequal(images):
 
 
 def test_intervals_are_those_of_tables_put_together_patient_by_patient(unequal):
-    found = bootstrap.intervals(unequal, 0.5, draws=60)
+    intervals = bootstrap.intervals(unequal, 0.5, draws=60)
     accuracy = drawn_one_by_one(unequal, lambda rows: sklearn.metrics.accuracy_score(rows.label, rows.prediction), 60)
-    assert found["accuracy"]["patient"] == accuracy
-    assert found["patient_accuracy"]["patient"] == drawn_one_by_one(unequal, pooled_accuracy, 60)
+    assert intervals["accuracy"]["patient"] == accuracy
+    assert intervals["patient_accuracy"]["patient"] == drawn_one_by_one(unequal, pooled_accuracy, 60)
 
 
 @pytest.mark.parametrize("name, score, place", [("roc", sensitivity_at, 33), ("pr", precision_at, 57)])
@@ -131,13 +131,13 @@ def test_bands_are_those_of_tables_put_together_patient_by_patient(unequal, name
 
 def test_the_difference_of_two_runs_is_drawn_patient_by_patient(unequal):
     second = unequal.assign(prediction=np.random.default_rng(5).permutation(unequal.prediction))
-    found = bootstrap.paired(unequal, second, draws=60)
+    paired = bootstrap.paired(unequal, second, draws=60)
 
     def gain(rows):
         return (rows.second == rows.label).mean() - (rows.prediction == rows.label).mean()
 
     expected = drawn_one_by_one(unequal.assign(second=second.prediction), gain, 60)
-    assert [found["low"], found["high"]] == expected
+    assert [paired["low"], paired["high"]] == expected
 
 
 def coverage(repeats, draws):
@@ -146,9 +146,9 @@ def coverage(repeats, draws):
     truth = (lambda rows: (rows.label == rows.prediction).mean())(simulated(40_000, 5, rng))
     held = {"patient": 0, "image": 0}
     for seed in range(repeats):
-        found = bootstrap.intervals(simulated(40, 10, rng), 0.5, seed, draws)["accuracy"]
+        intervals = bootstrap.intervals(simulated(40, 10, rng), 0.5, seed, draws)["accuracy"]
         for unit in held:
-            held[unit] += found[unit][0] <= truth <= found[unit][1]
+            held[unit] += intervals[unit][0] <= truth <= intervals[unit][1]
     return {unit: count / repeats for unit, count in held.items()}
 
 
@@ -165,9 +165,9 @@ def test_the_interval_over_patients_covers_the_truth_and_that_over_images_does_n
 
 def test_the_bands_hold_the_curve_of_the_test_set(images):
     bands = bootstrap.curve_bands(images)
-    fall_out, found, _ = sklearn.metrics.roc_curve(images.label == "malignant", images.probability)
+    fall_out, sensitivity, _ = sklearn.metrics.roc_curve(images.label == "malignant", images.probability)
     grid, low, high = bands["roc"]
-    curve = np.interp(grid, fall_out, found)
+    curve = np.interp(grid, fall_out, sensitivity)
     assert (low <= high).all() and ((low - 1e-9 <= curve) & (curve <= high + 1e-9)).mean() > 0.9
     grid, low, high = bands["pr"]
     assert (low <= high).all() and low.min() >= 0 and high.max() <= 1
@@ -177,11 +177,11 @@ def test_the_bands_hold_the_curve_of_the_test_set(images):
 def test_two_runs_are_compared_image_by_image(images):
     better = images.assign(prediction=images.label)
     wrong = int((images.prediction != images.label).sum())
-    found = bootstrap.paired(images, better.sample(frac=1, random_state=0))
-    assert (found["only_first"], found["only_second"]) == (0, wrong)
-    assert found["difference"] == pytest.approx(wrong / len(images), abs=1e-12)
+    paired = bootstrap.paired(images, better.sample(frac=1, random_state=0))
+    assert (paired["only_first"], paired["only_second"]) == (0, wrong)
+    assert paired["difference"] == pytest.approx(wrong / len(images), abs=1e-12)
     # Exact: all of the differing images on one side.
-    assert found["mcnemar_p"] == pytest.approx(2 * 0.5**wrong)
-    assert 0 <= found["low"] <= found["difference"] <= found["high"]
+    assert paired["mcnemar_p"] == pytest.approx(2 * 0.5**wrong)
+    assert 0 <= paired["low"] <= paired["difference"] <= paired["high"]
     same = bootstrap.paired(images, images)
     assert same["mcnemar_p"] == 1 and same["difference"] == same["low"] == same["high"] == 0

@@ -31,8 +31,8 @@ def test_other_rules_are_refused(rule):
 
 
 def rates(threshold):
-    said = threshold <= SCORES
-    return said[LABELS].mean(), (~said)[~LABELS].mean()
+    predicted = threshold <= SCORES
+    return predicted[LABELS].mean(), (~predicted)[~LABELS].mean()
 
 
 def test_youden_is_the_best_sum_of_both_rates():
@@ -41,15 +41,15 @@ def test_youden_is_the_best_sum_of_both_rates():
 
 
 def test_f1_is_the_best_f1_of_malignant():
-    found = calibration.choose_threshold(LABELS, SCORES, "f1")
+    chosen = calibration.choose_threshold(LABELS, SCORES, "f1")
     scores = [metrics.f1_score(LABELS, threshold <= SCORES) for threshold in SCORES]
-    assert metrics.f1_score(LABELS, found <= SCORES) == pytest.approx(max(scores))
+    assert metrics.f1_score(LABELS, chosen <= SCORES) == pytest.approx(max(scores))
 
 
 @pytest.mark.parametrize("wanted, threshold", [(0.5, 0.7), (0.51, 0.55), (0.8, 0.4), (0.95, 0.15), (1.0, 0.15)])
 def test_sensitivity_takes_the_highest_threshold_that_finds_enough(wanted, threshold):
-    found = calibration.choose_threshold(LABELS, SCORES, f"sensitivity={wanted}")
-    assert found == threshold and rates(found)[0] >= wanted
+    chosen = calibration.choose_threshold(LABELS, SCORES, f"sensitivity={wanted}")
+    assert chosen == threshold and rates(chosen)[0] >= wanted
 
 
 TINY = float(np.finfo(np.float32).tiny)
@@ -57,23 +57,23 @@ probabilities = st.lists(st.floats(TINY, 1, width=32), min_size=2, max_size=40, 
 
 
 @settings(deadline=None, max_examples=80)
-@given(probabilities, st.floats(*decision.TEMPERATURES))
+@given(probabilities, st.floats(*decision.TEMPERATURE_RANGE))
 def test_scaling_never_changes_the_order(values, temperature):
     assert (np.diff(calibration.scale(np.sort(values), temperature)) > 0).all()
 
 
-def test_parted_classes_drive_the_temperature_to_its_bound_where_the_surest_are_still_told_apart():
+def test_separated_classes_drive_the_temperature_to_its_bound_where_the_order_is_still_kept():
     surest = 1 - np.arange(1000, 0, -1) * 2.0**-24
     probability = np.concatenate([np.linspace(0.01, 0.4, 1000), surest])
     temperature = calibration.fit_temperature(np.repeat([False, True], 1000), probability)
-    assert temperature == decision.TEMPERATURES[0]
-    assert "bound" in calibration.in_words(temperature) and calibration.in_words(0.6) == "0.600"
+    assert temperature == decision.TEMPERATURE_RANGE[0]
+    assert "bound" in calibration.format_temperature(temperature) and calibration.format_temperature(0.6) == "0.600"
     assert (np.diff(calibration.scale(probability, temperature)) > 0).all()
 
 
 def test_a_distance_from_the_threshold_is_a_share_of_its_side():
-    found = calibration.certainty(np.array([0.0, 0.45, 0.9, 0.95, 1.0]), 0.9)
-    assert found.tolist() == pytest.approx([1, 0.5, 0, 0.5, 1])
+    certainty = calibration.certainty(np.array([0.0, 0.45, 0.9, 0.95, 1.0]), 0.9)
+    assert certainty.tolist() == pytest.approx([1, 0.5, 0, 0.5, 1])
     assert calibration.certainty(np.array([0.0, 0.5, 1.0]), 0.0).tolist() == [0, 0.5, 1]
     assert calibration.certainty(np.array([0.0, 0.5, 1.0]), 1.0).tolist() == [1, 0.5, 0]
 

@@ -4,11 +4,11 @@ import pytest
 
 import config
 from evaluation import comparison, evaluation_plots, metrics
-from evaluation.results import Evaluation
+from evaluation.evaluation import Evaluation
 from images import plot_style
 
 
-def found(protocol, seed, accuracy, shared, *changes):
+def evaluation_of(protocol, seed, accuracy, shared, *changes):
     """An evaluation of ten images of which the first `accuracy` are right."""
     label = np.repeat(["benign", "malignant"], 5)
     other = np.where(label == "benign", "malignant", "benign")
@@ -27,26 +27,26 @@ def found(protocol, seed, accuracy, shared, *changes):
     return Evaluation(results, images, None, "", settings, {"data_sha256": "1"})
 
 
-def tabulated(results):
-    return comparison.tabulate(results, comparison.kinds(results))
+def tabulated(evaluations):
+    return comparison.tabulate(evaluations, comparison.distinguish(evaluations))
 
 
-def charted(results):
-    runs = tabulated(results).assign(group=comparison.names(comparison.kinds(results)))
+def charted(evaluations):
+    runs = tabulated(evaluations).assign(group=comparison.chart_labels(comparison.distinguish(evaluations)))
     return evaluation_plots.comparison(runs, comparison.REFERENCES).axes[0]
 
 
 @pytest.fixture
-def results(tmp_path):
+def evaluations(tmp_path):
     return {
-        tmp_path / "runs" / "a": found("image", 0, 0.9, 1.0),
-        tmp_path / "runs" / "b": found("image", 1, 0.8, 1.0),
-        tmp_path / "runs" / "c": found("patient", 0, 0.7, 0.0),
+        tmp_path / "runs" / "a": evaluation_of("image", 0, 0.9, 1.0),
+        tmp_path / "runs" / "b": evaluation_of("image", 1, 0.8, 1.0),
+        tmp_path / "runs" / "c": evaluation_of("patient", 0, 0.7, 0.0),
     }
 
 
-def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys):
-    comparison.compare(results)
+def test_the_table_has_a_row_a_run_with_its_difference(evaluations, tmp_path, capsys):
+    comparison.compare(evaluations)
     table = pd.read_csv(tmp_path / "runs" / "comparison.csv")
     assert table.run.tolist() == ["a", "b", "c"] and table.protocol.tolist() == ["image", "image", "patient"]
     assert table.difference.tolist() == pytest.approx([0, -0.1, -0.2])
@@ -56,59 +56,59 @@ def test_the_table_has_a_row_a_run_with_its_difference(results, tmp_path, capsys
     assert (tmp_path / "runs" / "comparison.png").stat().st_size > 5000
 
 
-def test_rules_of_thresholds_that_differ_are_named(results, capsys):
-    comparison.compare(results)
-    assert "Unequal are" not in capsys.readouterr().out
-    next(iter(results.values())).results["threshold_rule"] = "sensitivity=0.95"
-    comparison.compare(results)
-    assert "Unequal are the rules of the thresholds: sensitivity=0.95, 0.5;" in capsys.readouterr().out
+def test_rules_of_thresholds_that_differ_are_named(evaluations, capsys):
+    comparison.compare(evaluations)
+    assert "The threshold rules differ" not in capsys.readouterr().out
+    next(iter(evaluations.values())).results["threshold_rule"] = "sensitivity=0.95"
+    comparison.compare(evaluations)
+    assert "The threshold rules differ: sensitivity=0.95, 0.5;" in capsys.readouterr().out
 
 
-def test_the_pairs_of_an_earlier_comparison_do_not_stay(results, tmp_path):
-    comparison.compare(results)
+def test_the_pairs_of_an_earlier_comparison_do_not_stay(evaluations, tmp_path):
+    comparison.compare(evaluations)
     assert (tmp_path / "runs" / "pairs.csv").exists()
-    comparison.compare(dict([next(iter(results.items()))]))
+    comparison.compare(dict([next(iter(evaluations.items()))]))
     assert not (tmp_path / "runs" / "pairs.csv").exists()
 
 
-def test_seeds_are_summed_up_for_each_protocol(results, tmp_path):
-    comparison.compare(results)
-    summed = pd.read_csv(tmp_path / "runs" / "seeds.csv").set_index(["protocol", "base"])
+def test_seeds_are_summarized_for_each_protocol(evaluations, tmp_path):
+    comparison.compare(evaluations)
+    seeds = pd.read_csv(tmp_path / "runs" / "seeds.csv").set_index(["protocol", "base"])
     for key in metrics.SCORES:
-        assert summed.loc[("image", "resnet50"), f"{key} mean"] == pytest.approx(0.85)
-        assert summed.loc[("image", "resnet50"), f"{key} std"] == pytest.approx(0.05 * 2**0.5)
-    assert summed.runs.tolist() == [2, 1] and summed.seeds.tolist() == ["0 1", "0"]
+        assert seeds.loc[("image", "resnet50"), f"{key} mean"] == pytest.approx(0.85)
+        assert seeds.loc[("image", "resnet50"), f"{key} std"] == pytest.approx(0.05 * 2**0.5)
+    assert seeds.runs.tolist() == [2, 1] and seeds.seeds.tolist() == ["0 1", "0"]
 
 
-def test_runs_of_other_settings_are_not_summed_up_as_seeds(tmp_path):
+def test_runs_of_other_settings_are_not_summarized_as_seeds(tmp_path):
     """What differs between the runs makes a row of its own, and a column."""
-    results = {
-        tmp_path / name: found("patient", seed, accuracy, 0.0, change)
+    evaluations = {
+        tmp_path / name: evaluation_of("patient", seed, accuracy, 0.0, change)
         for name, seed, accuracy, change in [
             ("a", 0, 0.9, "train.epochs=9"), ("b", 1, 0.8, "train.epochs=9"), ("c", 0, 0.6, "train.epochs=3"),
         ]
     }  # fmt: skip
-    summed = comparison.over_seeds(tabulated(results), list(comparison.kinds(results)))
-    assert summed.index.names == ["protocol", "base", "train.epochs"] and summed.runs.tolist() == [2, 1]
-    assert [label.get_text() for label in charted(results).get_xticklabels()] == [
+    seeds = comparison.summarize_seeds(tabulated(evaluations), list(comparison.distinguish(evaluations)))
+    assert seeds.index.names == ["protocol", "base", "train.epochs"] and seeds.runs.tolist() == [2, 1]
+    assert [label.get_text() for label in charted(evaluations).get_xticklabels()] == [
         "patient\ntrain.epochs 9",
         "patient\ntrain.epochs 3",
     ]
     for key in ("threshold_rule", "split"):
-        one, other = (found("patient", seed, 0.9, 0.0) for seed in (0, 1))
-        other.results[key] = "another"
-        assert len(comparison.kinds({tmp_path / "a": one, tmp_path / "b": other}).drop_duplicates()) == 2
+        first, second = (evaluation_of("patient", seed, 0.9, 0.0) for seed in (0, 1))
+        second.results[key] = "another"
+        assert len(comparison.distinguish({tmp_path / "a": first, tmp_path / "b": second}).drop_duplicates()) == 2
 
 
-def test_equal_seeds_are_no_spread_over_seeds(results, tmp_path):
-    assert "no spread over seeds" not in comparison.describe_differences(results, comparison.kinds(results))
-    results[tmp_path / "runs" / "again"] = found("image", 1, 0.8, 1.0)
-    told = comparison.describe_differences(results, comparison.kinds(results))
-    assert "Equal in settings and seed, so no spread over seeds: b, again." in told
+def test_equal_seeds_are_no_spread_over_seeds(evaluations, tmp_path):
+    assert "no spread over seeds" not in comparison.notes(evaluations, comparison.distinguish(evaluations))
+    evaluations[tmp_path / "runs" / "again"] = evaluation_of("image", 1, 0.8, 1.0)
+    text = comparison.notes(evaluations, comparison.distinguish(evaluations))
+    assert "These runs have equal settings and seed, so they show no spread over seeds: b, again." in text
 
 
-def test_the_chart_shows_means_and_marks_what_is_published(results):
-    axis = charted(results)
+def test_the_chart_shows_means_and_marks_what_is_published(evaluations):
+    axis = charted(evaluations)
     assert [bar.get_height() for bar in axis.containers[0]] == pytest.approx([0.85, 0.7])
     assert [label.get_text() for label in axis.get_xticklabels()] == ["image", "patient"]
     texts = [text.get_text() for text in axis.texts]
@@ -116,18 +116,18 @@ def test_the_chart_shows_means_and_marks_what_is_published(results):
     assert sorted(line.get_ydata()[0] for line in axis.lines) == pytest.approx([0.844, 0.875, 0.9467])
 
 
-def test_runs_on_the_same_test_images_are_paired(results, tmp_path, capsys):
-    comparison.compare(results)
+def test_runs_on_the_same_test_images_are_paired(evaluations, tmp_path, capsys):
+    comparison.compare(evaluations)
     pairs = pd.read_csv(tmp_path / "runs" / "pairs.csv")
     assert list(zip(pairs["first"], pairs["second"])) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert pairs.difference.tolist() == pytest.approx([-0.1, -0.2, -0.1])
     assert "on the same test images" in capsys.readouterr().out
 
 
-def test_names_of_runs_are_no_formulas(results, tmp_path):
+def test_names_of_runs_are_no_formulas(evaluations, tmp_path):
     """Neither for a spreadsheet nor for Matplotlib, which would fail at an unknown command between two dollars."""
     names = ["=1+1", "$\\nothing$", "<b>"]
-    renamed = {tmp_path / "runs" / name: one for name, one in zip(names, results.values())}
+    renamed = {tmp_path / "runs" / name: evaluation for name, evaluation in zip(names, evaluations.values())}
     comparison.compare(renamed)
     assert pd.read_csv(tmp_path / "runs" / "comparison.csv").run.tolist() == ["'=1+1", "$\\nothing$", "<b>"]
     assert pd.read_csv(tmp_path / "runs" / "pairs.csv")["first"][0] == "'=1+1"
@@ -136,34 +136,34 @@ def test_names_of_runs_are_no_formulas(results, tmp_path):
     )
 
 
-def test_runs_on_other_images_are_not_paired(results):
-    runs = list(results)
-    other = results[runs[1]].predictions.assign(filename=lambda rows: "x" + rows.filename)
-    results[runs[1]] = results[runs[1]]._replace(predictions=other)
-    assert comparison.pair_up(results)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
+def test_runs_on_other_images_are_not_paired(evaluations):
+    runs = list(evaluations)
+    other = evaluations[runs[1]].predictions.assign(filename=lambda rows: "x" + rows.filename)
+    evaluations[runs[1]] = evaluations[runs[1]]._replace(predictions=other)
+    assert comparison.pair_up(evaluations)[["first", "second"]].to_numpy().tolist() == [["a", "c"]]
 
 
-def test_runs_of_different_data_are_neither_passed_off_as_comparable_nor_paired(results):
-    assert "data" not in comparison.describe_differences(results, comparison.kinds(results))
-    run = next(iter(results))
-    results[run] = results[run]._replace(environment={"data_sha256": "2"})
-    assert "trained on different data" in comparison.describe_differences(results, comparison.kinds(results))
-    assert comparison.pair_up(results)[["first", "second"]].to_numpy().tolist() == [["b", "c"]]
+def test_runs_of_different_data_are_neither_passed_off_as_comparable_nor_paired(evaluations):
+    assert "data" not in comparison.notes(evaluations, comparison.distinguish(evaluations))
+    run = next(iter(evaluations))
+    evaluations[run] = evaluations[run]._replace(environment={"data_sha256": "2"})
+    assert "trained on different data" in comparison.notes(evaluations, comparison.distinguish(evaluations))
+    assert comparison.pair_up(evaluations)[["first", "second"]].to_numpy().tolist() == [["b", "c"]]
 
 
-def test_unknown_data_are_called_unknown_and_not_different(results):
-    run = next(iter(results))
-    results[run] = results[run]._replace(environment={})
-    told = comparison.describe_differences(results, comparison.kinds(results))
-    assert "Unknown is what data was trained on by a." in told and "different data" not in told
-    assert len(comparison.pair_up(results)) == 3
+def test_unknown_data_are_called_unknown_and_not_different(evaluations):
+    run = next(iter(evaluations))
+    evaluations[run] = evaluations[run]._replace(environment={})
+    text = comparison.notes(evaluations, comparison.distinguish(evaluations))
+    assert "The training data of these runs is unknown: a." in text and "different data" not in text
+    assert len(comparison.pair_up(evaluations)) == 3
 
 
-def test_a_cnn_stands_beside_the_resnet(tmp_path):
+def test_a_cnn_and_a_resnet_are_two_configurations(tmp_path):
     runs = {
-        tmp_path / "a": found("patient", 0, 0.9, 0.0),
-        tmp_path / "b": found("patient", 0, 0.8, 0.0, "model.base=cnn"),
+        tmp_path / "a": evaluation_of("patient", 0, 0.9, 0.0),
+        tmp_path / "b": evaluation_of("patient", 0, 0.8, 0.0, "model.base=cnn"),
     }
     assert [label.get_text() for label in charted(runs).get_xticklabels()] == ["patient\nresnet50", "patient\ncnn"]
-    summed = comparison.over_seeds(tabulated(runs), list(comparison.kinds(runs)))
-    assert summed.index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]
+    seeds = comparison.summarize_seeds(tabulated(runs), list(comparison.distinguish(runs)))
+    assert seeds.index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]

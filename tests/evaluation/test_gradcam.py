@@ -44,7 +44,7 @@ def test_a_saturated_sigmoid_has_the_same_map():
     np.testing.assert_allclose(maps[0], [[0, 1], [0.1, 0.8]], atol=1e-6)
 
 
-def test_a_image_in_which_nothing_speaks_for_the_class_stays_dark():
+def test_an_image_without_evidence_for_the_class_has_an_empty_map():
     maps = gradcam.heatmaps(by_hand([[1], [0]]), np.repeat(PIXELS, 2, axis=0), BOTH)
     assert maps[0].max() == 1 and (maps[1] == 0).all()
 
@@ -75,7 +75,7 @@ def patched():
 
 
 @pytest.fixture(scope="module")
-def taught(network, patched):
+def trained(network, patched):
     """The network with a head whose score grows with what the patch changes in the pooled features."""
     plain, patch = model.pooled(network).predict(patched, verbose=0)
     network.get_layer("standardize").set_weights([plain, np.ones(2048), 0])
@@ -84,28 +84,28 @@ def taught(network, patched):
 
 
 @pytest.fixture
-def other_head(taught):
+def other_head(trained):
     """The same network with a head that weighs the features at random, for one test."""
-    kept = taught.get_layer("head").get_weights()
-    taught.get_layer("head").set_weights([np.random.RandomState(1).normal(size=(2048, 1)), kept[1]])
-    yield taught
-    taught.get_layer("head").set_weights(kept)
+    weights = trained.get_layer("head").get_weights()
+    trained.get_layer("head").set_weights([np.random.RandomState(1).normal(size=(2048, 1)), weights[1]])
+    yield trained
+    trained.get_layer("head").set_weights(weights)
 
 
 @pytest.fixture(scope="module")
-def taught_map(taught, patched):
-    return gradcam.heatmaps(taught, patched[1:], BOTH[:1])[0]
+def trained_map(trained, patched):
+    return gradcam.heatmaps(trained, patched[1:], BOTH[:1])[0]
 
 
-def test_a_patch_that_drives_the_score_lights_up(taught_map):
-    inside = taught_map[32:96, 32:96].mean()
-    outside = (taught_map.sum() - inside * 64 * 64) / (224 * 224 - 64 * 64)
-    row, column = np.unravel_index(taught_map.argmax(), taught_map.shape)
+def test_a_patch_that_drives_the_score_lights_up(trained_map):
+    inside = trained_map[32:96, 32:96].mean()
+    outside = (trained_map.sum() - inside * 64 * 64) / (224 * 224 - 64 * 64)
+    row, column = np.unravel_index(trained_map.argmax(), trained_map.shape)
     assert inside > 2 * outside and 32 <= row < 96 and 32 <= column < 96
 
 
-def test_the_map_follows_the_heads_weights(taught_map, other_head, patched):
-    assert np.abs(gradcam.heatmaps(other_head, patched[1:], BOTH[:1])[0] - taught_map).max() > 0.3
+def test_the_map_follows_the_heads_weights(trained_map, other_head, patched):
+    assert np.abs(gradcam.heatmaps(other_head, patched[1:], BOTH[:1])[0] - trained_map).max() > 0.3
 
 
 def test_benign_and_malignant_light_up_elsewhere(other_head, patched):
@@ -114,13 +114,13 @@ def test_benign_and_malignant_light_up_elsewhere(other_head, patched):
     assert np.corrcoef(malignant.ravel(), benign.ravel())[0, 1] < 0
 
 
-def test_mixed_precision_gives_nearly_the_same_map(tree, taught, taught_map, patched):
+def test_mixed_precision_gives_nearly_the_same_map(tree, trained, trained_map, patched):
     precision.use_device("bfloat16")
     mixed = model.build(config.load_settings(None, tiny_settings(tree, "data.image_size=224")))
-    mixed.set_weights(taught.get_weights())
+    mixed.set_weights(trained.get_weights())
     mixed_map = gradcam.heatmaps(mixed, patched[1:], BOTH[:1])[0]
     assert mixed.get_layer("pooling").input.dtype == "bfloat16" and mixed_map.dtype == np.float32
-    np.testing.assert_allclose(mixed_map, taught_map, atol=0.1)
+    np.testing.assert_allclose(mixed_map, trained_map, atol=0.1)
 
 
 def test_an_overlay_leaves_cold_pixels_and_covers_hot_ones():

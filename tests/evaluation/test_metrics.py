@@ -22,36 +22,36 @@ def images():
 
 
 def test_both_patient_scores_by_hand(images):
-    found = metrics.score_patients(images, 0.5)
+    results = metrics.score_patients(images, 0.5)
     # A: 3 of 4 right, B: 0 of 2, C: 1 of 3, D: 1 of 1.
-    assert found["recognition_rate"] == pytest.approx((3 / 4 + 0 + 1 / 3 + 1) / 4, abs=1e-12)
+    assert results["recognition_rate"] == pytest.approx((3 / 4 + 0 + 1 / 3 + 1) / 4, abs=1e-12)
     # Means: A 0.375 benign, right; B 0.65 malignant, wrong; C 1.3 / 3 = 0.43 benign, wrong; D 0.5 malignant, right.
-    assert found["patient_accuracy"] == 2 / 4
+    assert results["patient_accuracy"] == 2 / 4
 
 
 def test_the_scores_agree_with_scikit_learn(images):
-    found = metrics.measure(images, config.load_settings().data, 0.5)
-    true, said = images.label == "malignant", images.prediction == "malignant"
-    assert found["sensitivity"] == found["recall"] == 2 / 4 and found["specificity"] == 3 / 6
-    assert found["precision"] == 2 / 5 and found["balanced_accuracy"] == 0.5
-    assert found["mcc"] == pytest.approx(sklearn.metrics.matthews_corrcoef(true, said), abs=1e-12)
-    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(true, said, average="macro"), abs=1e-12)
-    assert found["f1_malignant"] == pytest.approx(4 / 9, abs=1e-12)
-    assert found["brier"] == pytest.approx(np.mean((images.probability - true) ** 2), abs=1e-12)
-    assert set(metrics.SCORES) <= set(found)
+    results = metrics.measure(images, config.load_settings().data, 0.5)
+    true, predicted = images.label == "malignant", images.prediction == "malignant"
+    assert results["sensitivity"] == results["recall"] == 2 / 4 and results["specificity"] == 3 / 6
+    assert results["precision"] == 2 / 5 and results["balanced_accuracy"] == 0.5
+    assert results["mcc"] == pytest.approx(sklearn.metrics.matthews_corrcoef(true, predicted), abs=1e-12)
+    assert results["f1"] == pytest.approx(sklearn.metrics.f1_score(true, predicted, average="macro"), abs=1e-12)
+    assert results["f1_malignant"] == pytest.approx(4 / 9, abs=1e-12)
+    assert results["brier"] == pytest.approx(np.mean((images.probability - true) ** 2), abs=1e-12)
+    assert set(metrics.SCORES) <= set(results)
 
 
-def test_the_parts_are_counted_by_hand(images):
-    found = metrics.measure(images, config.load_settings().data, 0.5)
-    assert found["by_slide"]["A2"]["accuracy"] == 0.5 and found["by_slide"]["A2"]["n"] == 2
-    assert found["by_subtype"]["ductal_carcinoma"]["patients"] == 2
-    assert found["by_subtype"]["ductal_carcinoma"]["specificity"] is None
-    assert found["by_patient"]["B"]["accuracy"] == 0.0
+def test_the_subgroups_are_counted_by_hand(images):
+    results = metrics.measure(images, config.load_settings().data, 0.5)
+    assert results["by_slide"]["A2"]["accuracy"] == 0.5 and results["by_slide"]["A2"]["n"] == 2
+    assert results["by_subtype"]["ductal_carcinoma"]["patients"] == 2
+    assert results["by_subtype"]["ductal_carcinoma"]["specificity"] is None
+    assert results["by_patient"]["B"]["accuracy"] == 0.0
     at_40 = images[images.mag == 40]
-    assert found["by_magnification"]["40"]["roc_auc"] == pytest.approx(
+    assert results["by_magnification"]["40"]["roc_auc"] == pytest.approx(
         sklearn.metrics.roc_auc_score(at_40.label == "malignant", at_40.probability), abs=1e-12
     )
-    assert found["patients_by_class"] == {"benign": 2, "malignant": 2}
+    assert results["patients_by_class"] == {"benign": 2, "malignant": 2}
 
 
 def test_the_calibration_error_by_hand():

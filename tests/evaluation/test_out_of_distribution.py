@@ -14,14 +14,14 @@ def rows():
 
 
 def test_the_description_is_that_of_the_training_features(rows):
-    found = out_of_distribution.describe(rows)
+    statistics = out_of_distribution.describe(rows)
     variance = rows.var(axis=0, dtype=float)
     expected = np.sqrt(np.maximum(variance, 1e-3 * variance.mean() + 1e-7))
-    np.testing.assert_allclose(found["mean"], rows.mean(axis=0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(found["deviation"], expected, rtol=1e-5)
+    np.testing.assert_allclose(statistics["mean"], rows.mean(axis=0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(statistics["deviation"], expected, rtol=1e-5)
     distances = np.sqrt((((rows - rows.mean(axis=0)) / expected) ** 2).mean(axis=1))
-    assert found["limit"] == pytest.approx(np.percentile(distances, 99), rel=1e-4)
-    assert json.loads(json.dumps(found)) == found
+    assert statistics["limit"] == pytest.approx(np.percentile(distances, 99), rel=1e-4)
+    assert json.loads(json.dumps(statistics)) == statistics
 
 
 def test_chunks_change_nothing(rows, monkeypatch):
@@ -36,12 +36,14 @@ def test_only_the_rows_named_count_and_each_once(rows):
 
 
 def test_a_distance_worked_out_by_hand():
-    known = {"mean": [1.0, 2.0], "deviation": [1.0, 2.0], "limit": 1.0}
+    statistics = {"mean": [1.0, 2.0], "deviation": [1.0, 2.0], "limit": 1.0}
     # (3 / 1)^2 and (8 / 2)^2 have the mean 12.5.
-    np.testing.assert_allclose(out_of_distribution.distances(np.array([[1, 2], [4, 10]]), known), [0, np.sqrt(12.5)])
+    np.testing.assert_allclose(
+        out_of_distribution.distances(np.array([[1, 2], [4, 10]]), statistics), [0, np.sqrt(12.5)]
+    )
 
 
 def test_one_in_a_hundred_of_the_training_rows_is_beyond_the_limit(rows):
-    found = out_of_distribution.describe(rows)
-    assert (out_of_distribution.distances(rows, found) > found["limit"]).sum() == 10
-    assert (out_of_distribution.distances(rows * 2, found) > found["limit"]).all()
+    statistics = out_of_distribution.describe(rows)
+    assert (out_of_distribution.distances(rows, statistics) > statistics["limit"]).sum() == 10
+    assert (out_of_distribution.distances(rows * 2, statistics) > statistics["limit"]).all()

@@ -1,6 +1,8 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from evaluation import evaluation_plots
@@ -30,7 +32,7 @@ def test_the_distribution_shows_the_counts_in_the_colour_of_each_class():
     axis = data_plots.split(table).axes[0]
     drawn = {
         (
-            evaluation_plots.matplotlib.colors.to_hex(bar.get_facecolor()).upper(),
+            to_hex(bar.get_facecolor()).upper(),
             round(bar.get_x() + bar.get_width() / 2),
         ): bar.get_height()
         for bars in axis.containers
@@ -40,7 +42,7 @@ def test_the_distribution_shows_the_counts_in_the_colour_of_each_class():
     assert drawn == {("#0072B2", 0): 2, ("#D55E00", 0): 3, ("#0072B2", 1): 3}
 
 
-def test_the_history_shows_what_the_log_says_and_marks_the_kept_epoch():
+def test_the_history_shows_the_log_and_marks_the_saved_epoch():
     epochs = pd.DataFrame({
         "epoch": [0, 1, 2], "loss": [3.0, 2, 1], "val_loss": [3.0, 1, 2], "accuracy": [0.5, 0.6, 0.7],
         "val_accuracy": [0.4, 0.5, 0.6], "learning_rate": [1e-3, 2e-3, 1e-3],
@@ -103,15 +105,15 @@ def test_the_reliability_shows_each_bin_where_it_lies():
 def test_the_histogram_counts_each_class_and_marks_the_threshold():
     predictions = pd.DataFrame({"label": np.where(TRUE, "malignant", "benign"), "probability": [0.1, 0.1, 0.4, 0.9]})
     axis = evaluation_plots.scores(predictions, 0.3).axes[0]
-    tops = {evaluation_plots.matplotlib.colors.to_hex(one.get_facecolor()[0]).upper(): one.get_paths()[0].vertices[:, 1].max()
-            for one in axis.collections}  # fmt: skip
+    tops = {to_hex(area.get_facecolor()[0]).upper(): area.get_paths()[0].vertices[:, 1].max()
+            for area in axis.collections}  # fmt: skip
     assert tops == {"#0072B2": 2, "#D55E00": 1}
     assert axis.lines[0].get_xdata() == [0.3, 0.3] and texts(axis) == ["threshold 0.3"]
 
 
 def test_the_groups_show_their_accuracy_and_every_patient():
     patients = pd.DataFrame(
-        {"group": ["40", "40", "100"], "label": ["benign", "malignant", "benign"], "right": [0.5, 1, 0.25]}
+        {"group": ["40", "40", "100"], "label": ["benign", "malignant", "benign"], "correct": [0.5, 1, 0.25]}
     )
     accuracy = {"40": {"accuracy": 0.75, "n": 8, "patients": 2}, "100": {"accuracy": 0.25, "n": 4, "patients": 1}}
     axis = evaluation_plots.groups(
@@ -119,21 +121,21 @@ def test_the_groups_show_their_accuracy_and_every_patient():
     ).axes[1]
     assert [bar.get_height() for bar in axis.patches] == [0.75, 0.25]
     assert [label.get_text() for label in axis.get_xticklabels()] == [
-        "40\n75% right\n8 images\n2 patients", "100\n25% right\n4 images\n1 patient",
+        "40\n75% correct\n8 images\n2 patients", "100\n25% correct\n4 images\n1 patient",
     ]  # fmt: skip
     assert sorted(y for dots in axis.collections for _, y in dots.get_offsets()) == [0.25, 0.5, 1]
 
 
 def test_the_patients_stand_in_order_with_their_errors():
     table = pd.DataFrame({
-        "patient": ["A", "B", "C"], "label": ["benign", "malignant", "benign"], "n": [4, 5, 6], "right": [0.75, 0.2, 1.0],
-        "pooled_right": [1.0, 0.0, 1.0],
+        "patient": ["A", "B", "C"], "label": ["benign", "malignant", "benign"], "n": [4, 5, 6], "correct": [0.75, 0.2, 1.0],
+        "pooled_correct": [1.0, 0.0, 1.0],
     })  # fmt: skip
     axis = evaluation_plots.patients(table).axes[0]
     assert [bar.get_width() for bar in axis.patches] == [0.2, 0.75, 1.0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["B", "A", "C"]
-    assert texts(axis) == [" 4 of 5 wrong; pooled decision wrong", " 1 of 4 wrong", " 0 of 6 wrong"]
-    assert evaluation_plots.matplotlib.colors.to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
+    assert texts(axis) == [" 4 of 5 wrong; patient misclassified", " 1 of 4 wrong", " 0 of 6 wrong"]
+    assert to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
 
 
 def test_both_intervals_of_each_score_are_within_the_axis():
@@ -160,12 +162,12 @@ def test_the_sheet_leaves_blank_what_is_not_there():
 
 
 def test_a_figure_is_saved_with_its_note(tmp_path):
-    evaluation_plots.plt.close("all")
+    plt.close("all")
     figures = [evaluation_plots.confusion(["benign", "malignant"], ["benign", "malignant"]) for _ in range(2)]
     plot_style.save(figures[0], tmp_path / "plain.png")
     plot_style.save(figures[1], tmp_path / "noted.png", "research only")
     heights = [Image.open(tmp_path / f"{name}.png").height for name in ("plain", "noted")]
-    assert heights[1] > heights[0] and not evaluation_plots.plt.get_fignums()
+    assert heights[1] > heights[0] and not plt.get_fignums()
 
 
 def test_the_range_test_shows_both_losses_and_the_interval():

@@ -19,14 +19,14 @@ def test_a_probability_is_that_of_its_own_file(run, tree, predicted):
         assert network.predict(image[None], verbose=0)[0, 0] == pytest.approx(row.probability, abs=1e-5)
 
 
-def test_predictions_in_another_order_are_never_passed_on(run, monkeypatch):
+def test_predictions_in_another_order_are_never_returned(run, monkeypatch):
     rows = data.describe(pd.read_csv(run / "split.csv").filename).head(20)
     network, about = checkpoint.load(run / "best_model.keras")
     eval_dataset = image_datasets.eval_dataset
     monkeypatch.setattr(
         image_datasets, "eval_dataset", lambda *args: eval_dataset(*args).map(lambda n, i, y: (n[::-1], i, y))
     )
-    with pytest.raises(AssertionError, match="other images or in another order"):
+    with pytest.raises(AssertionError, match="other images, or in another order"):
         predictions.predict_images(network, rows, about["settings"])
 
 
@@ -34,10 +34,8 @@ def test_features_and_images_give_the_same_predictions(run):
     network, about = checkpoint.load(run / "best_model.keras")
     rows = data.describe(pd.read_csv(run / "split.csv").filename).sample(30, random_state=1)
     rows = audit.with_pixels(rows, about["settings"].data)
-    through_images = predictions.predict_images(network, rows, about["settings"])
-    np.testing.assert_allclose(
-        predictions.predict(network, rows, about["settings"]).probability, through_images, atol=1e-5
-    )
+    of_images = predictions.predict_images(network, rows, about["settings"])
+    np.testing.assert_allclose(predictions.predict(network, rows, about["settings"]).probability, of_images, atol=1e-5)
 
 
 def split_file(run, path, old="", new=""):
@@ -49,7 +47,7 @@ def split_file(run, path, old="", new=""):
 
 @pytest.mark.parametrize("old, new, words", [
     ("filename,label", "name,label", "columns must be"),
-    ("benign,14-101AB", "malignant,14-101AB", "contradicts the file's name"),
+    ("benign,14-101AB", "malignant,14-101AB", "must agree with the file name"),
     (",test\n", ",exam\n", "exam"),
     (",test\n", ",train\n", "as many of each"),
     ("filename", "\x00", "holds a NUL byte"),
@@ -64,5 +62,5 @@ def test_a_split_that_breaks_its_protocol_is_refused_when_loaded(run, tmp_path):
     lines = path.read_text().splitlines()
     leaked = next(line for line in lines if line.endswith(",test")).removesuffix("test") + "train"
     path.write_text("\n".join([*lines, leaked]) + "\n")
-    with pytest.raises(InputError, match="stands in test and train"):
+    with pytest.raises(InputError, match="must be in one set, got test and train"):
         predictions.read_split(path, "image")

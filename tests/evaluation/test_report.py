@@ -12,7 +12,7 @@ from scipy import special
 
 import evaluate
 from evaluation import bootstrap, figures, metrics, report
-from evaluation.results import Evaluation
+from evaluation.evaluation import Evaluation
 from images import audit
 from safety.errors import InputError
 from training import checkpoint, decision, environment
@@ -35,7 +35,7 @@ def evaluated(run):
     """The evaluation of the tiny run, from its files."""
     folder = run / "evaluation"
     about = checkpoint.load(run / "best_model.keras")[1]
-    table = evaluate.images_of(run / "best_model.keras", about, None)
+    table = evaluate.read_table(run / "best_model.keras", about, None)
     images = pd.read_csv(folder / "predictions.csv")
     images = images.merge(table[["filename", "path"]].drop_duplicates(), on="filename")
     results = json.loads((folder / "metrics.json").read_text())
@@ -82,19 +82,19 @@ def test_the_report_is_one_file_with_everything_in_it(run):
 
 
 def test_the_text_holds_the_confusion_matrix_and_every_slide(run):
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
     text = (run / "evaluation" / "report.txt").read_text()
-    (tn, fp), (fn, tp) = found["confusion_matrix"]
-    assert re.search(rf"called benign +called malignant\nbenign +{tn} +{fp}\nmalignant +{fn} +{tp}\n", text)
-    for slide, part in found["by_slide"].items():
+    (tn, fp), (fn, tp) = results["confusion_matrix"]
+    assert re.search(rf"predicted benign +predicted malignant\nbenign +{tn} +{fp}\nmalignant +{fn} +{tp}\n", text)
+    for slide, part in results["by_slide"].items():
         assert re.search(rf"^ *slide +{slide} +{part['n']} +1 +{part['accuracy']:.4f} ", text, re.M)
-    part = found["by_magnification"]["40"]
+    part = results["by_magnification"]["40"]
     assert f"{part['accuracy']:.4f}       {part['sensitivity']:.4f}       {part['specificity']:.4f}" in text
 
 
 def test_drawn_images_are_not_called_breakhis(evaluated):
     pages = {
-        notice: report.page(evaluated._replace(results={**evaluated.results, "notice": notice}), {})
+        notice: report.to_html(evaluated._replace(results={**evaluated.results, "notice": notice}), {})
         for notice in ("", "All of this is made up.")
     }
     for words in (
@@ -107,84 +107,88 @@ def test_drawn_images_are_not_called_breakhis(evaluated):
     assert "made up" in drawn and drawn.count("ynthetic images in BreakHis&#39; layout") >= 2 and "camera" not in drawn
 
 
-@pytest.mark.parametrize("rule, said", [("0.5", False), ("youden", True), ("sensitivity=0.95", True)])
-def test_only_a_chosen_threshold_is_said_to_be_chosen(evaluated, rule, said):
+@pytest.mark.parametrize("rule, chosen", [("0.5", False), ("youden", True), ("sensitivity=0.95", True)])
+def test_only_a_chosen_threshold_is_called_chosen(evaluated, rule, chosen):
     results = {**evaluated.results, "threshold_rule": rule, "threshold_chosen": decision.is_chosen(rule)}
-    assert ("chosen on the validation set)" in report.page(evaluated._replace(results=results), {})) == said
+    assert ("chosen on the validation set)" in report.to_html(evaluated._replace(results=results), {})) == chosen
 
 
 def test_the_lead_says_what_was_trained_and_the_verdict_what_is_shared(run, evaluated):
-    page = report.page(evaluated, {})
+    page = report.to_html(evaluated, {})
     assert "A compact CNN, trained from scratch, on" in page
     other = evaluated._replace(results={**evaluated.results, "base": "resnet50"})
-    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in report.page(other, {})
+    assert "ResNet50 with a frozen base (weights: random) and a trained sigmoid head" in report.to_html(other, {})
     shared = evaluated.results["leaks"]["shared"]
     assert page.index("test images that share with training: 0.0% their image") < page.index("</header>")
     assert f"{shared['slide']:.1%} their slide" in page and "<details>" not in page
     assert (
-        page.count(f"Malignant are 50.0% of the test images, {evaluated.results['malignant_share']['valid']:.1%} of")
+        page.count(
+            f"50.0% of the test images are malignant, {evaluated.results['malignant_share']['valid']:.1%} of the validation"
+        )
         == 2
     )
 
 
 def test_the_scores_in_the_report_are_those_of_the_metrics(run):
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
     page = (run / "evaluation" / "report.html").read_text()
     text = (run / "evaluation" / "report.txt").read_text()
     for key, name in metrics.SCORES.items():
-        assert re.search(rf'{re.escape(name)}</th><td class="n">{found[key]:.4f}<', page)
-        assert re.search(rf"^{re.escape(name)} +{found[key]:.4f} ", text, re.M)
+        assert re.search(rf'{re.escape(name)}</th><td class="n">{results[key]:.4f}<', page)
+        assert re.search(rf"^{re.escape(name)} +{results[key]:.4f} ", text, re.M)
     written = pd.read_csv(run / "evaluation" / "scores.csv").set_index("key")
-    assert written.value.to_dict() == pytest.approx({key: found[key] for key in metrics.SCORES})
-    assert written.patient_low["accuracy"] == pytest.approx(found["intervals"]["accuracy"]["patient"][0])
+    assert written.value.to_dict() == pytest.approx({key: results[key] for key in metrics.SCORES})
+    assert written.patient_low["accuracy"] == pytest.approx(results["intervals"]["accuracy"]["patient"][0])
 
 
 def test_every_figure_follows_from_the_predictions_by_pandas_and_scikit_learn_alone(run):
     images = pd.read_csv(run / "evaluation" / "predictions.csv")
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
-    true, said = images.label == "malignant", images.probability >= found["threshold"]
-    right = (true == said).groupby([images.patient, true])
-    pooled = (images.probability.groupby([images.patient, true]).mean() >= found["threshold"]).reset_index()
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
+    true, predicted = images.label == "malignant", images.probability >= results["threshold"]
+    correct = (true == predicted).groupby([images.patient, true])
+    pooled = (images.probability.groupby([images.patient, true]).mean() >= results["threshold"]).reset_index()
     bins = images.assign(true=true).groupby(np.minimum(images.probability // 0.1, 9))
     expected = {
-        "accuracy": sklearn.metrics.accuracy_score(true, said),
-        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(true, said),
-        "sensitivity": sklearn.metrics.recall_score(true, said),
-        "specificity": sklearn.metrics.recall_score(~true, ~said),
-        "precision": sklearn.metrics.precision_score(true, said, zero_division=0),
-        "recall": sklearn.metrics.recall_score(true, said),
-        "f1": sklearn.metrics.f1_score(true, said, average="macro"),
-        "f1_malignant": sklearn.metrics.f1_score(true, said),
-        "f1_benign": sklearn.metrics.f1_score(~true, ~said),
-        "mcc": sklearn.metrics.matthews_corrcoef(true, said),
+        "accuracy": sklearn.metrics.accuracy_score(true, predicted),
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(true, predicted),
+        "sensitivity": sklearn.metrics.recall_score(true, predicted),
+        "specificity": sklearn.metrics.recall_score(~true, ~predicted),
+        "precision": sklearn.metrics.precision_score(true, predicted, zero_division=0),
+        "recall": sklearn.metrics.recall_score(true, predicted),
+        "f1": sklearn.metrics.f1_score(true, predicted, average="macro"),
+        "f1_malignant": sklearn.metrics.f1_score(true, predicted),
+        "f1_benign": sklearn.metrics.f1_score(~true, ~predicted),
+        "mcc": sklearn.metrics.matthews_corrcoef(true, predicted),
         "roc_auc": sklearn.metrics.roc_auc_score(true, images.probability),
         "average_precision": sklearn.metrics.average_precision_score(true, images.probability),
         "brier": ((images.probability - true) ** 2).mean(),
         "ece": (bins.size() * (bins.true.mean() - bins.probability.mean()).abs()).sum() / len(images),
-        "recognition_rate": right.mean().mean(),
+        "recognition_rate": correct.mean().mean(),
         "patient_accuracy": (pooled.probability == pooled.label).mean(),
     }
-    assert {key: found[key] for key in metrics.SCORES} == pytest.approx(expected, abs=1e-12)
+    assert {key: results[key] for key in metrics.SCORES} == pytest.approx(expected, abs=1e-12)
     for name, column in metrics.GROUPINGS.items():
-        accuracy = (true == said).groupby(images[name]).mean()
-        assert {group: part["accuracy"] for group, part in found[f"by_{column}"].items()} == pytest.approx(
+        accuracy = (true == predicted).groupby(images[name]).mean()
+        assert {group: part["accuracy"] for group, part in results[f"by_{column}"].items()} == pytest.approx(
             {str(group): value for group, value in accuracy.items()}, abs=1e-12
         )
-    cooled = special.expit(special.logit(images.probability) / found["calibration"]["temperature"])
+    cooled = special.expit(special.logit(images.probability) / results["calibration"]["temperature"])
     for number, probability in enumerate([images.probability, cooled]):
-        assert found["calibration"]["test"]["log_loss"][number] == pytest.approx(
+        assert results["calibration"]["test"]["log_loss"][number] == pytest.approx(
             sklearn.metrics.log_loss(true, probability)
         )
-    assert found["calibration"]["test"]["brier"][1] == pytest.approx(sklearn.metrics.brier_score_loss(true, cooled))
+    assert results["calibration"]["test"]["brier"][1] == pytest.approx(sklearn.metrics.brier_score_loss(true, cooled))
 
 
 def test_the_intervals_are_drawn_anew_from_the_predictions(run):
     images = pd.read_csv(run / "evaluation" / "predictions.csv")
-    found = json.loads((run / "evaluation" / "metrics.json").read_text())
-    again = bootstrap.intervals(images, found["threshold"], found["bootstrap"]["seed"], found["bootstrap"]["draws"])
-    assert again.keys() == found["intervals"].keys()
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
+    again = bootstrap.intervals(
+        images, results["threshold"], results["bootstrap"]["seed"], results["bootstrap"]["draws"]
+    )
+    assert again.keys() == results["intervals"].keys()
     for name, ends in again.items():
-        assert ends == {unit: pytest.approx(pair, abs=1e-12) for unit, pair in found["intervals"][name].items()}
+        assert ends == {unit: pytest.approx(pair, abs=1e-12) for unit, pair in results["intervals"][name].items()}
 
 
 class Tags(HTMLParser):
@@ -197,22 +201,22 @@ class Tags(HTMLParser):
 
 
 def test_markup_in_the_data_stays_text(evaluated):
-    """A name or a setting with markup in it is shown, not obeyed."""
+    """A name or a setting with markup in it is shown as text."""
     evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     spoiled = evaluated._replace(
         results={**evaluated.results, "run": evil, "protocol": evil, "notice": evil, "by_slide": {evil: next(iter(evaluated.results["by_slide"].values()))}},
-        split_in_words=evil,
+        split_description=evil,
         environment={evil: evil, "versions": {evil: evil}},
         settings=evaluated.settings.model_copy(update={"data": evaluated.settings.data.model_copy(update={"root": evil})}),
     )  # fmt: skip
     parser = Tags()
-    text = report.page(spoiled, {})
+    text = report.to_html(spoiled, {})
     parser.feed(text)
     assert "script" not in parser.names and "img" not in parser.names
     assert text.count("&lt;script&gt;") >= 8
 
 
-def test_markup_in_the_name_of_a_runs_folder_stays_text(copy, undrawn):
+def test_markup_in_the_name_of_a_runs_folder_stays_text(copy, without_figures):
     evil = copy.with_name("<script>alert(1)<\u2215script>$\\nothing$\x1b[31m")
     copy.rename(evil)
     evaluate.main([str(evil)])
@@ -231,16 +235,19 @@ def test_an_environment_that_is_none_is_refused(tmp_path, content):
 
 
 def test_every_wrong_image_is_on_a_page(evaluated, tree):
-    wrong = evaluated.wrong
+    wrong = evaluated.misclassified
     many = evaluated._replace(
         predictions=evaluated.predictions.assign(
             prediction=np.where(evaluated.predictions.label == "benign", "malignant", "benign")
         )
     )
-    pages = [one for one in figures.galleries(many, audit.image_folder(tree)) if one.section == "errors"]
-    assert [one.name for one in pages] == ["misclassified-01", "misclassified-02"]
-    titles = [axis.get_title().split("\n")[0] for one in pages for axis in one.figure.axes if axis.get_title()]
-    assert sorted(titles) == sorted(name.removesuffix(".png") for name in many.wrong.filename) and len(titles) == 50
+    pages = [figure for figure in figures.galleries(many, audit.image_folder(tree)) if figure.section == "errors"]
+    assert [figure.name for figure in pages] == ["misclassified-01", "misclassified-02"]
+    titles = [axis.get_title().split("\n")[0] for figure in pages for axis in figure.figure.axes if axis.get_title()]
+    assert (
+        sorted(titles) == sorted(name.removesuffix(".png") for name in many.misclassified.filename)
+        and len(titles) == 50
+    )
     assert len(wrong) < 50
 
 
@@ -248,7 +255,7 @@ def test_the_caption_is_that_of_its_image(evaluated, tree):
     """Each gallery shows under a name the pixels of that file."""
     folder = audit.image_folder(tree)
     paths = {path.stem: path for path in folder.rglob("*.png")}
-    drawn = next(one for one in figures.galleries(evaluated, folder) if one.name == "predictions")
+    drawn = next(figure for figure in figures.galleries(evaluated, folder) if figure.name == "predictions")
     shown = [axis for axis in drawn.figure.axes if axis.get_title()]
     assert len(shown) == 30
     for axis in shown:
@@ -258,30 +265,33 @@ def test_the_caption_is_that_of_its_image(evaluated, tree):
 
 
 def test_the_heat_maps_are_those_of_the_predicted_class(evaluated, tree, run, monkeypatch):
-    asked = []
+    classes = []
     heatmaps = figures.gradcam.heatmaps
     monkeypatch.setattr(
-        figures.gradcam, "heatmaps", lambda network, images, malignant: asked.append(malignant) or heatmaps(network, images, malignant)
+        figures.gradcam, "heatmaps", lambda network, images, malignant: classes.append(malignant) or heatmaps(network, images, malignant)
     )  # fmt: skip
     network, _ = checkpoint.load(run / "best_model.keras")
     drawn = list(figures.heatmaps(evaluated, audit.image_folder(tree), network))
-    wrong = len(evaluated.wrong)
-    pages = -(-wrong // figures.EXPLAINED)
+    wrong = len(evaluated.misclassified)
+    pages = -(-wrong // figures.PER_HEATMAP_PAGE)
     names = [f"heatmaps-wrong-{page:02}" for page in range(1, pages + 1)]
-    assert [one.name for one in drawn] == [*names, "heatmaps-benign", "heatmaps-malignant"]
-    assert np.concatenate(asked[:pages]).tolist() == (evaluated.wrong.prediction == "malignant").tolist()
-    assert not asked[-2].any() and asked[-1].all() and len(asked) == pages + 2
-    assert "each scaled to its own maximum" in drawn[0].figure.get_suptitle()
+    assert [figure.name for figure in drawn] == [*names, "heatmaps-benign", "heatmaps-malignant"]
+    assert np.concatenate(classes[:pages]).tolist() == (evaluated.misclassified.prediction == "malignant").tolist()
+    assert not classes[-2].any() and classes[-1].all() and len(classes) == pages + 2
+    assert "each map scaled to its own maximum" in drawn[0].figure.get_suptitle()
 
 
-def test_more_wrong_images_than_are_explained_are_said_aloud(evaluated, monkeypatch):
-    monkeypatch.setattr(figures, "EXPLAINED", 2)
-    monkeypatch.setattr(figures, "MOST_EXPLAINED", 3)
-    pages = [(rows, words) for name, rows, words in figures.explained(evaluated) if name.startswith("wrong")]
-    assert pd.concat([rows for rows, _ in pages]).equals(evaluated.wrong.head(3)) and [
+def test_the_title_tells_that_some_wrong_images_have_no_heat_map(evaluated, monkeypatch):
+    monkeypatch.setattr(figures, "PER_HEATMAP_PAGE", 2)
+    monkeypatch.setattr(figures, "MAX_WRONG_HEATMAPS", 3)
+    pages = [(rows, words) for name, rows, words in figures.heatmap_pages(evaluated) if name.startswith("wrong")]
+    assert pd.concat([rows for rows, _ in pages]).equals(evaluated.misclassified.head(3)) and [
         len(rows) for rows, _ in pages
     ] == [2, 1]
-    assert all(f"of {len(evaluated.wrong)}, the surest first (heat maps of 3 only)" in words for _, words in pages)
+    assert all(
+        f"of {len(evaluated.misclassified)}, the most certain first (heat maps of 3 only)" in words
+        for _, words in pages
+    )
 
 
 def test_the_most_and_least_certain_are_so_on_either_side_of_the_threshold(evaluated, tree):
@@ -292,7 +302,7 @@ def test_the_most_and_least_certain_are_so_on_either_side_of_the_threshold(evalu
     certain = images.filename[
         np.argsort(np.where(probability >= 0.9, (probability - 0.9) / 0.1, (0.9 - probability) / 0.9))
     ]
-    half = figures.SHOWN // 2
+    half = figures.PER_GALLERY // 2
     for drawn in figures.galleries(moved, audit.image_folder(tree)):
         titles = [axis.get_title().split("\n")[0] + ".png" for axis in drawn.figure.axes if axis.get_title()]
         if drawn.name in ("least_certain", "most_certain"):

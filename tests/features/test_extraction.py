@@ -57,17 +57,17 @@ def passes(monkeypatch):
     return counted
 
 
-def values(kept, view=0):
-    return np.asarray(kept.array[kept.places[:, view]])
+def values(features, view=0):
+    return np.asarray(features.array[features.places[:, view]])
 
 
 def test_features_are_those_of_the_network_on_the_same_rows(tree, rows, network):
     rows = rows.sample(frac=1, random_state=1).head(70)
-    kept = values(extraction.pooled(network, rows, options(tree)))
+    features = values(extraction.pooled(network, rows, options(tree)))
     images = np.concatenate(
         [images for _, images, _ in image_datasets.eval_dataset(rows, audit.image_folder(tree), options(tree))]
     )
-    np.testing.assert_allclose(kept, model.pooled(network).predict(images, verbose=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(features, model.pooled(network).predict(images, verbose=0), rtol=1e-4, atol=1e-4)
 
 
 def test_the_base_runs_once_a_image_whatever_the_rows_and_runs(tree, rows, network, passes):
@@ -82,8 +82,8 @@ def test_the_base_runs_once_a_image_whatever_the_rows_and_runs(tree, rows, netwo
 
 def test_equal_pixels_share_their_features(tree, rows, network, passes):
     twins = rows.head(2).assign(pixels="same")
-    kept = extraction.pooled(network, twins, options(tree))
-    assert len(passes) == 1 and kept.places[0] == kept.places[1]
+    features = extraction.pooled(network, twins, options(tree))
+    assert len(passes) == 1 and features.places[0] == features.places[1]
 
 
 @pytest.mark.parametrize("change", ["augment.rotation=20", "data.seed=1", "augment.views=3"])
@@ -91,21 +91,21 @@ def test_augmented_views_are_new_only_where_the_warp_is(tree, rows, network, pas
     before = ["augment.flip=true", "augment.views=2"]
     extraction.pooled(network, rows.head(5), options(tree, *before), augmented=True)
     assert len(passes) == 10
-    kept = extraction.pooled(network, rows.head(5), options(tree, *before, change), augmented=True)
+    features = extraction.pooled(network, rows.head(5), options(tree, *before, change), augmented=True)
     # A third view leaves the first two as they are; another warp or seed makes all of them anew.
     assert len(passes) == (15 if change == "augment.views=3" else 20)
-    assert kept.places.shape == (5, 3 if change == "augment.views=3" else 2)
+    assert features.places.shape == (5, 3 if change == "augment.views=3" else 2)
 
 
 def test_a_view_is_the_warped_image_by_its_own_seed(tree, rows, network):
     settings = options(tree, "augment.rotation=30", "augment.zoom=0.2", "augment.views=2")
-    kept = extraction.pooled(network, rows.head(3), settings, augmented=True)
+    features = extraction.pooled(network, rows.head(3), settings, augmented=True)
     row = rows.iloc[1]
     draws = extraction._draws(extraction.Pass(f"{row.pixels}-1", row.path, row.pixels, 1), settings.data.seed)
     image = decoding.read(str(audit.image_folder(tree) / row.path), 32)[None]
     warped = warp.warp(image, settings.augment, tf.constant(draws[None].astype(np.float32)))
-    np.testing.assert_allclose(values(kept, 1)[1], model.pooled(network)(warped)[0], rtol=1e-4, atol=1e-4)
-    assert not np.allclose(values(kept, 0)[1], values(kept, 1)[1])
+    np.testing.assert_allclose(values(features, 1)[1], model.pooled(network)(warped)[0], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(values(features, 0)[1], values(features, 1)[1])
 
 
 def key(network, *rest):
@@ -205,8 +205,8 @@ def in_another_process(tree, place, queue):
     counted = []
     run = extraction._run
     extraction._run = lambda base, chunk, *rest: counted.extend(chunk) or run(base, chunk, *rest)
-    kept = extraction.pooled(model.build(settings), rows, settings)
-    queue.put((len(counted), float(np.asarray(kept.array[kept.places[:, 0]]).sum())))
+    features = extraction.pooled(model.build(settings), rows, settings)
+    queue.put((len(counted), float(np.asarray(features.array[features.places[:, 0]]).sum())))
 
 
 def test_two_runs_at_once_compute_nothing_twice(tree, rows, place):
@@ -221,20 +221,32 @@ def test_two_runs_at_once_compute_nothing_twice(tree, rows, place):
     assert sorted((first, second)) == [0, len(rows)] and total == same
 
 
-KILLED = """
+# Extraction in a process of its own: tree, rows, precision, images in a chunk.
+ALONE = """
 import sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import safety.startup
 from pathlib import Path
 import config, data, model
+from devices import precision
 from features import extraction, store
 from images import audit, splits
 from tiny_tree import tiny_settings
-store.CHUNK = 4
-settings = config.load_settings(None, tiny_settings(Path({tree!r})))
+tree, count, name, chunk = sys.argv[1:]
+store.CHUNK = int(chunk)
+settings = config.load_settings(None, tiny_settings(Path(tree)))
 rows = splits.select(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
-extraction.pooled(model.build(settings), rows, settings)
+precision.use_device(name)
+extraction.pooled(model.build(settings), rows.head(int(count)), settings)
 """
+
+
+def alone(tree, place, rows, precision="float32", chunk=256):
+    """Starts an extraction in a process of its own, with all instructions of the processor."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    # Capped to AVX2, oneDNN refuses the bfloat16 operations that TensorFlow chooses by the processor itself.
+    environment.pop("ONEDNN_MAX_CPU_ISA", None)
+    command = [sys.executable, "-c", ALONE, str(tree), str(rows), precision, str(chunk)]
+    return subprocess.Popen(command, cwd=place, env=environment)
 
 
 def chunks(place):
@@ -247,10 +259,9 @@ def extract_with_kills(tree, place, kills, rng):
     Returns the bytes of the finished entry.
     """
     place.mkdir()
-    command = [sys.executable, "-c", KILLED.format(root=str(ROOT), tree=str(tree))]
     hit = 0
     while hit < kills:
-        process = subprocess.Popen(command, cwd=place)
+        process = alone(tree, place, 152, chunk=4)
         before = chunks(place)
         while chunks(place) == before and process.poll() is None:
             time.sleep(0.002)
@@ -260,7 +271,7 @@ def extract_with_kills(tree, place, kills, rng):
         hit += 0 < chunks(place) < 38
         if chunks(place) > 30:
             shutil.rmtree(place / "cache")
-    subprocess.run(command, cwd=place, check=True)
+    assert alone(tree, place, 152, chunk=4).wait() == 0
     folder = next(place.glob("cache/features-*"))
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".json")}
 
@@ -279,10 +290,10 @@ def fit(tree, place, mode, *overrides):
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
     rows = splits.upsample(table[table.set == "train"], 0)
     network = model.build(settings)
-    (head,) = phases.prepare(network, rows, table[table.set == "valid"], settings)
+    (head,) = phases.prepare(network, phases.Rows(rows, table[table.set == "valid"]), settings)
     model.compile_model(head.trained, settings.train, head.rate)
-    head.trained.fit(head.batches_from(0), epochs=3, steps_per_epoch=-(-len(rows) // 16), verbose=0)
-    return network.get_layer("head").get_weights(), head.trained.predict(head.valid_batches, verbose=0)
+    phases.fit(head, [], verbose=0)
+    return network.get_layer("head").get_weights(), head.trained.predict(head.batches.valid, verbose=0)
 
 
 def test_cached_and_end_to_end_train_the_same_head(tree, place):
@@ -296,12 +307,12 @@ def test_cached_and_end_to_end_train_the_same_head(tree, place):
 
 def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
     array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
-    kept = extraction.Features(array, np.arange(60).reshape(20, 3))
     labels = np.arange(20) % 2
+    features = extraction.Features(array, np.arange(60).reshape(20, 3), labels)
     settings = options(tree, "train.epochs=30", "train.batch_size=8")
     seen = np.zeros((20, 3), int)
     order = []
-    for number, (batch, label) in enumerate(feature_datasets.train_dataset(kept, labels, settings)):
+    for number, (batch, label) in enumerate(feature_datasets.train_dataset(features, settings)):
         places = batch.numpy()[:, 0].astype(int)
         assert (labels[places // 3] == label.numpy()[:, 0]).all()
         np.add.at(seen, (places // 3, places % 3), 1)
@@ -312,24 +323,27 @@ def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
 
 def test_validation_takes_every_row_once_in_order(tree):
     array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
-    kept = extraction.Features(array, np.arange(60).reshape(20, 3))
-    batches = list(feature_datasets.eval_dataset(kept, np.arange(20) % 2, 8))
+    features = extraction.Features(array, np.arange(60).reshape(20, 3), np.arange(20) % 2)
+    batches = list(feature_datasets.eval_dataset(features, 8))
     assert np.concatenate([batch[:, 0] for batch, _ in batches]).tolist() == list(range(0, 60, 3))
     assert np.concatenate([label[:, 0] for _, label in batches]).tolist() == [0, 1] * 10
 
 
 def test_statistics_count_each_image_once():
     array = np.random.RandomState(0).normal(3, 2, (50, 2048)).astype(np.float32)
-    mean, variance = feature_datasets.statistics(extraction.Features(array, np.array([[1], [2], [2], [2], [7]])))
+    mean, variance = feature_datasets.statistics(array, np.array([[1], [2], [2], [2], [7]]))
     np.testing.assert_allclose(mean, array[[1, 2, 7]].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(variance, array[[1, 2, 7]].var(axis=0), rtol=1e-4)
 
 
 def test_bfloat16_features_are_close(tree, rows, network):
     exact = values(extraction.pooled(network, rows.head(40), options(tree)))
-    precision.use_device("bfloat16")
-    close = values(extraction.pooled(model.build(options(tree)), rows.head(40), options(tree)))
-    precision.use_device("float32")
+    folder = store_folder()
+    assert alone(tree, Path.cwd(), 40, "bfloat16").wait() == 0
+    (other,) = (path for path in Path("cache").glob("features-*") if path != folder)
+    reduced = store.Store(other, (2048,), np.float32)
+    assert reduced.missing([f"{pixels}-0" for pixels in rows.head(40).pixels]) == []
+    close = reduced.read([f"{pixels}-0" for pixels in rows.head(40).pixels])
     assert np.linalg.norm(close - exact) <= 0.01 * np.linalg.norm(exact)
     cosine = (close * exact).sum(axis=1) / np.linalg.norm(close, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.9999

@@ -16,7 +16,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_chunk_that_another_process_replaced_is_read_anew(place):
+def test_a_chunk_that_another_process_replaced_is_read_again(place):
     """One process's chunk 0 is deleted, and another one writes other names there."""
 
     def opened():
@@ -45,7 +45,7 @@ def test_the_longest_unused_goes_first(place):
         store.make_room(2**19, 1.2 / 1024)
 
 
-def test_what_another_process_takes_away_meanwhile_is_not_counted(place, monkeypatch):
+def test_a_file_that_another_process_deletes_meanwhile_is_not_counted(place, monkeypatch):
     (place / "cache" / "features").mkdir(parents=True)
     for name in ("arrays.bin", ".1.abc.json"):
         (place / "cache" / "features" / name).write_bytes(bytes(2**20))
@@ -62,7 +62,7 @@ def test_what_another_process_takes_away_meanwhile_is_not_counted(place, monkeyp
     assert os.listdir(place / "cache" / "features") == ["arrays.bin"]
 
 
-def test_what_a_dead_process_had_begun_to_write_goes_and_what_is_being_written_stays(place):
+def test_old_temporary_files_are_deleted_and_new_ones_stay(place):
     (place / "cache" / "features").mkdir(parents=True)
     for name in (".1.old.json", ".2.new.json", "000000.json"):
         (place / "cache" / "features" / name).touch()

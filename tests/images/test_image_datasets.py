@@ -34,19 +34,19 @@ def draws(count, seed=0):
 
 @pytest.fixture
 def image():
-    """Two smooth images, so that interpolation has little to err at."""
+    """Two smooth images, in which errors of interpolation are small."""
     noise = np.random.RandomState(0).rand(2, 64, 64, 3)
     return ndimage.gaussian_filter(noise, (0, 4, 4, 0)).astype(np.float32) * 2550
 
 
-def test_a_image_is_read_as_pillow_reads_it(tmp_path):
+def test_an_image_is_resized_as_pillow_does(tmp_path):
     y, x = np.mgrid[:456, :700]
     pixels = np.stack([x % 256, y % 256, (x + y) // 8 % 256], -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     read = decoding.read(tf.constant(str(tmp_path / "a.png")), 224).numpy()
     assert read.shape == (224, 224, 3) and read.dtype == np.float32 and (read == read.round()).all()
     pillow = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BILINEAR), np.float32)
-    # Without the antialiasing the sawteeth of the first two channels would come out otherwise.
+    # The first two channels are sawtooth waves, which would differ without antialiasing.
     assert np.abs(read - pillow).mean() < 1
 
 
@@ -55,7 +55,7 @@ def test_the_channels_are_red_green_blue(tmp_path):
     assert decoding.read(tf.constant(str(tmp_path / "a.png")), 32).numpy()[5, 5].tolist() == [250, 100, 3]
 
 
-def test_eval_brings_every_image_once_in_order_with_its_name(rows, folder, settings):
+def test_eval_yields_every_image_once_in_order_with_its_name(rows, folder, settings):
     rows = rows.sample(frac=1, random_state=2).head(37)
     names, images, labels = [], [], []
     for name, image, label in image_datasets.eval_dataset(rows, folder, settings):
@@ -96,7 +96,7 @@ def test_training_labels_stay_with_their_images(rows, folder, settings):
         assert [known[image.tobytes()] for image in images] == labels[:, 0].tolist()
 
 
-def test_training_batches_hang_on_the_seed_alone(tree, rows, folder):
+def test_training_batches_depend_on_the_seed_alone(tree, rows, folder):
     def batches(*overrides):
         settings = config.load_settings(
             None, tiny_settings(tree, "augment.rotation=30", "augment.flip=true", *overrides)
@@ -108,7 +108,7 @@ def test_training_batches_hang_on_the_seed_alone(tree, rows, folder):
     assert not (first == batches("data.seed=1")).all()
 
 
-def test_warping_differs_between_epochs_and_never_reaches_eval(tree, rows, folder):
+def test_warps_differ_between_epochs_and_are_never_applied_in_eval(tree, rows, folder):
     settings = config.load_settings(None, tiny_settings(tree, "augment.rotation=30", "train.batch_size=1"))
     one = rows.head(1)
     (first, _), (second, _) = epochs(one, folder, settings)
@@ -117,16 +117,16 @@ def test_warping_differs_between_epochs_and_never_reaches_eval(tree, rows, folde
     assert (plain[0] == decoding.read(tf.constant(str(folder / one.path.iloc[0])), 32).numpy()).all()
 
 
-def test_nothing_on_changes_nothing(image):
+def test_without_augmentation_an_image_is_unchanged(image):
     assert (warp.warp(tf.constant(image), augment(), draws(len(image))) == image).numpy().all()
 
 
-def test_flip_mirrors_left_to_right_about_half_of_them(image):
+def test_flip_mirrors_about_half_of_the_images(image):
     many = tf.constant(np.repeat(image[:1], 200, axis=0))
     flipped = warp.warp(many, augment(flip=True), draws(200)).numpy()
     mirrored = np.isclose(flipped, image[0][:, ::-1], atol=1e-2).all(axis=(1, 2, 3))
-    kept = np.isclose(flipped, image[0], atol=1e-2).all(axis=(1, 2, 3))
-    assert (mirrored ^ kept).all() and 60 < mirrored.sum() < 140
+    unchanged = np.isclose(flipped, image[0], atol=1e-2).all(axis=(1, 2, 3))
+    assert (mirrored ^ unchanged).all() and 60 < mirrored.sum() < 140
 
 
 @pytest.mark.parametrize("kind, amount", [("rotation", 40), ("shift", 0.2), ("shear", 20), ("zoom", 0.3)])
@@ -135,7 +135,7 @@ def test_the_warp_is_scipys_affine_map_of_the_documented_amount(image, kind, amo
     warped = warp.warp(tf.constant(image), options, drawn).numpy()
     for which, matrix in enumerate(warp._transforms(64, options, drawn).numpy()):
         a, b, x, c, d, y = matrix[:6]
-        # SciPy counts rows first.
+        # SciPy has the row coordinate first.
         expected = np.stack([
             ndimage.affine_transform(image[which, ..., channel], [[d, c], [b, a]], [y, x], order=1, mode="reflect")
             for channel in range(3)
@@ -150,13 +150,13 @@ def test_the_warp_is_scipys_affine_map_of_the_documented_amount(image, kind, amo
     assert not np.allclose(warped, image)
 
 
-def test_warping_is_not_the_same_for_every_image(image):
+def test_each_image_gets_its_own_warp(image):
     twice = tf.constant(np.repeat(image[:1], 2, axis=0))
     warped = warp.warp(twice, augment(rotation=40.0), draws(2)).numpy()
     assert not np.allclose(warped[0], warped[1])
 
 
-def test_the_real_456_high_images_go_through(real_sample, tmp_path):
+def test_real_images_of_height_456_are_read(real_sample, tmp_path):
     table = audit.inspect(
         data.read_folds(real_sample / "Folds.csv").path.unique(), audit.image_folder(real_sample), tmp_path / "s.csv"
     )

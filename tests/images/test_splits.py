@@ -15,7 +15,7 @@ from images import leaks, splits
 from safety.errors import InputError
 
 PROTOCOLS = ["row", "image", "slide", "patient", "fold"]
-KEPT = {"row": [], "image": ["filename"], "slide": ["filename", "slide"], "patient": ["filename", "slide", "patient"],
+GROUP_KEYS = {"row": [], "image": ["filename"], "slide": ["filename", "slide"], "patient": ["filename", "slide", "patient"],
         "fold": ["filename"]}  # fmt: skip
 
 
@@ -35,9 +35,9 @@ def table():
 
 
 def assert_contract(table, protocol, per_class):
-    """The contract by pandas alone: nothing of splits.py."""
+    """Checks the contract with pandas only, without splits.py."""
     used = table[table.set != "unused"]
-    for key in KEPT[protocol]:
+    for key in GROUP_KEYS[protocol]:
         assert used.groupby(key).set.nunique().max() == 1, key
     assert used[used.set == "test"].label.value_counts().to_dict() == {"benign": per_class, "malignant": per_class}
     assert set(used.groupby("set").label.nunique()) == {2} and {"train", "valid", "test"} == set(used.set)
@@ -95,7 +95,7 @@ def test_official_folds_have_their_counts_and_name_13412(full_table, fold, train
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_split_hangs_on_the_seed_and_not_on_the_order(table, protocol):
+def test_the_split_depends_on_the_seed_and_not_on_the_order(table, protocol):
     settings = options(protocol)
     text = splits.to_csv(splits.split(table, settings))
     assert text == splits.to_csv(splits.split(table.sample(frac=1, random_state=5), settings))
@@ -114,7 +114,7 @@ def test_the_test_images_spread_over_groups_and_magnifications(full_table, proto
         assert len(sizes) >= 0.2 * parts[parts.label == rows.label.iloc[0]][protocol].nunique() - 1
 
 
-def test_slides_of_one_patient_never_part(full_table):
+def test_slides_of_one_patient_stay_together(full_table):
     for seed in range(20):
         parts = splits.split(full_table, options("patient", test_per_class=300, seed=seed))
         sets = set(parts[parts.patient == "14-22549"].set) - {"unused"}
@@ -122,8 +122,8 @@ def test_slides_of_one_patient_never_part(full_table):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS[1:])
-def test_equal_pixels_are_one_unit(table, protocol):
-    """Each image of 14-203CD shows what one of 14-204 does: the two patients are one."""
+def test_images_of_equal_pixels_stay_together(table, protocol):
+    """Each image of 14-203CD has the pixels of one of 14-204, so both patients must be in one set."""
     pixels = table.filename.str.replace("M_LC-14-204", "M_DC-14-203CD")
     for seed in range(6):
         parts = splits.split(table.assign(pixels=pixels), options(protocol, seed=seed))
@@ -133,16 +133,16 @@ def test_equal_pixels_are_one_unit(table, protocol):
             assert used[used.slide.isin(["14-203CD", "14-204"])].set.nunique() <= 1
 
 
-def test_without_this_rule_equal_pixels_do_part(table):
+def test_without_known_pixels_equal_images_are_divided_and_the_check_sees_it(table):
     pixels = table.filename.str.replace("M_LC-14-204", "M_DC-14-203CD")
-    parted = [
+    divided = [
         splits.split(table, options("image", seed=seed)).assign(
             pixels=lambda t: t.filename.map(dict(zip(table.filename, pixels)))
         )
         for seed in range(3)
     ]
     with pytest.raises(InputError, match="pixels"):
-        for parts in parted:
+        for parts in divided:
             splits.check(parts, "image")
 
 
@@ -153,20 +153,20 @@ def test_equal_pixels_under_both_labels_are_refused(table):
 
 
 @pytest.mark.parametrize("protocol, changes, words", [
-    ("row", {"test_per_class": 900}, "at most 898 a class fit (benign 898, malignant 998), got 900"),
-    ("image", {"test_per_class": 179}, "at most 178 a class fit (benign 178, malignant 198), got 179"),
-    ("slide", {"test_per_class": 141}, "at most 140 a class fit"),
+    ("row", {"test_per_class": 900}, "must be at most 898 (benign 898, malignant 998), got 900"),
+    ("image", {"test_per_class": 179}, "must be at most 178 (benign 178, malignant 198), got 179"),
+    ("slide", {"test_per_class": 141}, "must be at most 140"),
     ("patient", {"test_per_class": 141}, "got 141"),
-    ("fold", {"test_per_class": 100}, "official fold 1 for protocol fold: at most 60 a class fit"),
+    ("fold", {"test_per_class": 100}, "official fold 1 for protocol fold: must be at most 60"),
     ("patient", {"test_per_class": 60, "magnification": 40}, "in whole patients"),
 ])  # fmt: skip
-def test_too_few_is_refused_with_what_would_fit(table, protocol, changes, words):
+def test_a_test_set_that_is_too_large_is_refused_with_the_size_that_works(table, protocol, changes, words):
     with pytest.raises(InputError, match=re.escape(words)) as refusal:
         splits.split(table, options(protocol, **changes))
     if protocol == "row":
-        return  # a plain draw may leave a class out of validation, which is refused in words of its own
-    fits = int(re.search(r"at most (\d+)", str(refusal.value))[1])
-    splits.split(table, options(protocol, **{**changes, "test_per_class": fits}))
+        return  # a plain draw may leave a class out of validation, which `check` refuses
+    largest = int(re.search(r"at most (\d+)", str(refusal.value))[1])
+    splits.split(table, options(protocol, **{**changes, "test_per_class": largest}))
 
 
 def test_one_class_alone_is_refused(table):
@@ -204,23 +204,23 @@ def test_a_broken_contract_is_named(table, protocol, move, words):
     leaked = test.assign(set="train") if move == "filename" else test.assign(set="train", filename="other")
     if move == "patient":
         leaked = leaked.assign(slide=leaked.patient + "ZZ")
-    with pytest.raises(InputError, match=f"{words}.* stands in test and train"):
+    with pytest.raises(InputError, match=f"{words}.* must be in one set, got test and train"):
         splits.check(pd.concat([parts, leaked]), protocol)
-    with pytest.raises(InputError, match="as many of each"):
+    with pytest.raises(InputError, match="the same number of each"):
         splits.check(parts.drop(test.index), protocol)
 
 
-def test_leaks_on_a_table_whose_answer_is_known():
+def test_leaks_of_a_small_table():
     table = pd.DataFrame(
         [("a1", "s1", "p1", "train"), ("a1", "s1", "p1", "test"), ("a2", "s1", "p1", "test"),
          ("a3", "s2", "p1", "test"), ("a4", "s3", "p2", "test"), ("a5", "s9", "p9", "valid")],
         columns=["filename", "slide", "patient", "set"],
     ).assign(label="benign")  # fmt: skip
-    found = leaks.measure(table)
-    assert found["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
-    assert found["both_sides"] == ["s1"]
-    assert found["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
-    assert "25.0% of the test images stand in the training set" in leaks.verdict(found)
+    measured = leaks.measure(table)
+    assert measured["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
+    assert measured["both_sides"] == ["s1"]
+    assert measured["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
+    assert "25.0% of the test images are also in the training set" in leaks.verdict(measured)
 
 
 @pytest.mark.parametrize("twin, shared, key", [
@@ -228,18 +228,18 @@ def test_leaks_on_a_table_whose_answer_is_known():
     (("a9", "s3", "p3"), {"image": 0.0, "slide": 0.5, "patient": 0.5}, "slide"),
     (("a9", "s9", "p3"), {"image": 0.0, "slide": 0.0, "patient": 0.5}, "patient"),
 ])  # fmt: skip
-def test_a_test_set_of_validation_images_is_not_called_new(twin, shared, key):
-    """With another split's test set, the images may be those on which the threshold was chosen."""
+def test_leaks_from_the_validation_set_are_named_too(twin, shared, key):
+    """With the test set of another split, the threshold may have been chosen on the same images."""
     rows = [("a1", "s1", "p1", "train"), (*twin, "valid"), ("a3", "s3", "p3", "test"), ("a4", "s4", "p4", "test")]
     table = pd.DataFrame(rows, columns=["filename", "slide", "patient", "set"]).assign(label="benign")
-    found = leaks.measure(table)
-    assert not any(found["shared"].values()) and found["shared_with_validation"] == shared
-    assert f"50.0% of the test images share their {key} with the validation set" in leaks.verdict(found)
+    measured = leaks.measure(table)
+    assert not any(measured["shared"].values()) and measured["shared_with_validation"] == shared
+    assert f"50.0% of the test images share their {key} with the validation set" in leaks.verdict(measured)
     assert "new patients" not in leaks.describe(table) and "with validation: " in leaks.describe(table)
 
 
-def test_each_verdict_is_of_its_protocol(table):
-    words = {"row": "not a measure of new images", "image": "no measure of new slides", "slide": "may flatter",
+def test_the_verdict_fits_the_protocol(table):
+    words = {"row": "not a measure of new images", "image": "not a measure of new slides", "slide": "may be optimistic",
              "patient": "new patients of this data set"}  # fmt: skip
     for protocol, sentence in words.items():
         parts = [splits.split(table, options(protocol, test_per_class=40, seed=seed)) for seed in range(8)]
@@ -257,23 +257,25 @@ slide_lists = st.lists(st.sampled_from(SLIDES), min_size=1, max_size=len(SLIDES)
     protocol=st.sampled_from(PROTOCOLS),
     images=st.integers(1, 3),
     mags=st.lists(st.sampled_from([40, 100, 200, 400]), min_size=1, unique=True).map(tuple),
-    per_class=st.integers(1, 40),
-    fraction=st.sampled_from([0.01, 0.2, 0.5, 0.99]),
-    seed=st.integers(0, 2**32 - 1),
-    twins=st.integers(0, 5),
+    changes=st.fixed_dictionaries(
+        {
+            "test_per_class": st.integers(1, 40),
+            "valid_fraction": st.sampled_from([0.01, 0.2, 0.5, 0.99]),
+            "seed": st.integers(0, 2**32 - 1),
+        }
+    ),
+    copies=st.integers(0, 5),
 )
-def test_on_any_table_the_contract_holds_or_a_refusal_comes(
-    slides, protocol, images, mags, per_class, fraction, seed, twins
-):
+def test_on_any_table_the_contract_holds_or_the_split_is_refused(slides, protocol, images, mags, changes, copies):
     table = table_of(fold_rows(slides, mags, images))
     codes = pd.factorize(table.filename)[0]
-    table["pixels"] = np.where(codes < twins, 0, codes).astype(str)
+    table["pixels"] = np.where(codes < copies, 0, codes).astype(str)
     try:
-        parts = splits.split(table, options(protocol, test_per_class=per_class, valid_fraction=fraction, seed=seed))
+        parts = splits.split(table, options(protocol, **changes))
     except InputError as refusal:
-        # A broken contract is no refusal: it must never have been drawn.
-        assert "stands in" not in str(refusal)
+        # The refusal must come before the draw, not from the check of its result.
+        assert "must be in one set" not in str(refusal)
         return
-    assert_contract(parts, protocol, per_class)
+    assert_contract(parts, protocol, changes["test_per_class"])
     used = parts[parts.set != "unused"]
     assert protocol == "row" or used.groupby("pixels").set.nunique().max() == 1

@@ -1,7 +1,7 @@
-"""Fuzzing led by coverage, where atheris is installed: python tests/fuzz_atheris.py Folds.csv|config.yaml|PNG RUNS FOLDER
+"""Coverage-guided fuzzing, if atheris is installed: python tests/safety/fuzz_atheris.py Folds.csv|config.yaml|PNG RUNS FOLDER
 
-Each input must end in success or in an InputError of one printable line or more, within ten seconds; anything else ends
-the process with a traceback. Prints how many ended how; FOLDER, an empty one, keeps the inputs that led further.
+Each input must end within ten seconds, in success or in an InputError of printable lines; anything else ends the process
+with a traceback. Prints the number of each outcome. FOLDER must be empty; it receives the inputs that reached new code.
 """
 
 import io
@@ -19,12 +19,12 @@ with atheris.instrument_imports(include=["config", "data", "images", "safety", "
     from tiny_tree import fold_rows
 
     import config
-    from config import InputError
+    from safety.errors import InputError
     from safety.limits import printable
 
 
 def seed(name: str) -> bytes:
-    """A valid input, for atheris to begin with."""
+    """A valid input, from which atheris starts."""
     if name == "config.yaml":
         return config.DEFAULTS.with_name("sample.yaml").read_bytes()
     if name == "Folds.csv":
@@ -35,7 +35,7 @@ def seed(name: str) -> bytes:
 
 
 def outcome(read, path: Path) -> str:
-    """How reading ends, for the user; what is no ending of ours is passed on."""
+    """The outcome of reading for the user; raises any exception that is not an InputError."""
     try:
         read(path)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Inputs that nobody meant: each ends in success or in one of our errors, soon, and writes nothing."""
+"""Malformed and hostile inputs: each ends within seconds, in success or in one of our errors, and writes nothing."""
 
 import contextlib
 import io
@@ -21,8 +21,7 @@ from tiny_tree import fold_rows
 
 import config
 import data
-import predict
-from images import audit, decoding, splits
+from images import audit, decoding, external_images, splits
 from safety import command_line
 
 SECONDS = 10
@@ -38,7 +37,7 @@ class HangError(BaseException):
 
 
 @contextlib.contextmanager
-def soon():
+def time_limit():
     def ring(number, frame):
         raise HangError
 
@@ -46,7 +45,7 @@ def soon():
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
-        # An alarm waits for C code to return, which may also swallow it.
+        # Python raises HangError only after C code has returned, and C code may swallow it.
         assert time.monotonic() - start < SECONDS
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -54,11 +53,11 @@ def soon():
 
 
 def outcome(call) -> str:
-    """How the front door lets a command end; anything but our own three endings is passed on."""
-    told = io.StringIO()
-    with soon(), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
+    """How a command ends; fails for anything but success and our own errors."""
+    stderr = io.StringIO()
+    with time_limit(), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as ended:
         command_line.run(lambda arguments: call())
-    status, lines = ended.value.code or 0, told.getvalue().splitlines()
+    status, lines = ended.value.code or 0, stderr.getvalue().splitlines()
     assert status in (0, 1, 2)
     assert (lines == []) if status == 0 else lines[0].startswith("error: ")
     assert len(lines) <= 1 or status == 1
@@ -139,7 +138,7 @@ def read_settings(path):
 
 
 def read_image(path):
-    predict.read(path, 32)
+    external_images.read(path, 32)
     pixels = audit.read_rgb(path.parent, path.name)
     assert decoding.read(str(path), 32).shape == (32, 32, 3)
     np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
@@ -154,7 +153,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.long)], ids=["short", "long"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_content_ends_well_and_writes_nothing(name, long, tmp_path, monkeypatch, record_property):
+def test_random_content_is_read_or_refused_and_writes_nothing(name, long, tmp_path, monkeypatch, record_property):
     contents, read, count = TARGETS[name]
     monkeypatch.chdir(tmp_path)
     path, outcomes = tmp_path / "input", Counter()
@@ -178,11 +177,11 @@ def test_any_content_ends_well_and_writes_nothing(name, long, tmp_path, monkeypa
 
 @pytest.mark.long
 @pytest.mark.parametrize("name, runs", [("Folds.csv", 9000), ("config.yaml", 2000), ("PNG", 9000)])
-def test_what_coverage_leads_to_ends_well_and_writes_nothing(name, runs, tmp_path, record_property):
+def test_content_found_by_coverage_is_read_or_refused_and_writes_nothing(name, runs, tmp_path, record_property):
     pytest.importorskip("atheris", reason="atheris is not installed: pip install atheris")
     script = Path(__file__).with_name("fuzz_atheris.py")
     command = [sys.executable, script, name, str(runs), tmp_path]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert told.returncode == 0 and f"{runs} inputs" in told.stdout, told.stderr[-3000:]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0 and f"{runs} inputs" in result.stdout, result.stderr[-3000:]
     assert {path.name for path in tmp_path.iterdir()} == {"input", "corpus"}
-    record_property("outcomes", told.stdout.splitlines()[-1])
+    record_property("outcomes", result.stdout.splitlines()[-1])

@@ -8,7 +8,7 @@ from training import callbacks
 
 @pytest.fixture
 def steps():
-    """What ran, in its order; SIGTERM as the commands take it."""
+    """The steps that ran, in order; SIGTERM is handled as in the commands."""
     old = signal.signal(signal.SIGTERM, command_line._terminate)
     yield []
     signal.signal(signal.SIGTERM, old)
@@ -24,7 +24,7 @@ def test_a_signal_waits_for_the_end_of_the_block(steps, number, kind):
     assert steps == ["the rest of the block"]
 
 
-def test_a_second_signal_does_not_wait(steps):
+def test_a_second_signal_takes_effect_at_once(steps):
     with pytest.raises(KeyboardInterrupt), signals.deferred():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -32,7 +32,7 @@ def test_a_second_signal_does_not_wait(steps):
     assert steps == []
 
 
-def test_training_ends_after_the_step_in_which_the_signal_came(steps):
+def test_training_ends_after_the_step_in_which_a_signal_is_received(steps):
     with pytest.raises(command_line.Terminated), signals.deferred() as received:
         watcher = callbacks.StopOnSignal(received)
         watcher.on_train_batch_end(0)

@@ -130,7 +130,7 @@ def test_what_evaluation_adds_is_read_back(saved, tmp_path):
     ({"settings": []}, "settings"),
     ({"note": "a" * 2**22}, "allowed are 4194304 bytes of breakhis.json"),
 ])  # fmt: skip
-def test_what_a_checkpoint_says_is_checked(saved, tmp_path, more, words):
+def test_the_metadata_of_a_checkpoint_is_checked(saved, tmp_path, more, words):
     saying(saved, tmp_path / "best_model.keras", **more)
     with pytest.raises(InputError, match=words):
         checkpoint.load(tmp_path / "best_model.keras")
@@ -150,7 +150,7 @@ def compress(saved, target):
             archive.writestr(name, bytes(2**28) if name == "model.weights.h5" else "{}")
 
 
-def behind_a_hole(saved, target):
+def after_a_hole(saved, target):
     """An archive may begin anywhere in a file; what lies before it takes no room on the disk."""
     with target.open("wb") as file:
         file.seek(2**31)
@@ -160,12 +160,12 @@ def behind_a_hole(saved, target):
 def test_arrays_are_looked_at_without_going_back_in_the_archive(saved, monkeypatch):
     """Which would read them from the start each time."""
     monkeypatch.setattr(zipfile.ZipExtFile, "seek", lambda *arguments: pytest.fail("went back"))
-    checkpoint._read_about(saved[0])
+    checkpoint._read_metadata(saved[0])
 
 
 @pytest.mark.parametrize("spoil, words", [
     (compress, "its members are compressed"),
-    (behind_a_hole, "has 2[0-9]{9} bytes, allowed are 1073741824"),
+    (after_a_hole, "has 2[0-9]{9} bytes, allowed are 1073741824"),
     (lambda saved, target: rewrite(saved[0], target, breakhis="[" * 100_000), "recursion"),
     (lambda saved, target: with_arrays(saved, target, lambda file: file.__setitem__("a", h5py.ExternalLink("b", "/"))), "link to elsewhere"),
     (lambda saved, target: with_arrays(saved, target, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "takes 0 bytes"),
@@ -196,20 +196,20 @@ def test_another_ending_is_refused(saved, tmp_path):
         checkpoint.load(tmp_path / "best_model.zip")
 
 
-def test_the_best_epoch_is_kept_by_validation_loss(tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(checkpoint, "save", lambda network, path, about: kept.append(about))
-    keeper = callbacks.SaveBest(None, tmp_path / "best_model.keras", {"split_sha256": "abc"})
+def test_the_epoch_of_lowest_validation_loss_is_saved(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda network, path, metadata: saved.append(metadata))
+    save_best = callbacks.SaveBest(None, tmp_path / "best_model.keras", {"split_sha256": "abc"})
     for epoch, loss in enumerate([0.9, 0.5, 0.6, float("nan"), 0.4]):
-        keeper.on_epoch_end(epoch, {"val_loss": loss})
-    assert [(about["epoch"], about["val_loss"]) for about in kept] == [(0, 0.9), (1, 0.5), (4, 0.4)]
-    assert kept[0]["split_sha256"] == "abc"
+        save_best.on_epoch_end(epoch, {"val_loss": loss})
+    assert [(metadata["epoch"], metadata["val_loss"]) for metadata in saved] == [(0, 0.9), (1, 0.5), (4, 0.4)]
+    assert saved[0]["split_sha256"] == "abc"
 
 
 def test_arrays_that_do_not_fit_into_memory_are_damage(saved, monkeypatch):
     def read(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(checkpoint.hdf5, "check", read)
+    monkeypatch.setattr(checkpoint.hdf5_files, "check", read)
     with pytest.raises(InputError, match="damaged, or no checkpoint"):
         checkpoint.load(saved[0])

@@ -40,15 +40,15 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def own_place(work):
+def working_folder(work):
     """One working folder for all, so that the tests share a cache."""
 
 
 @pytest.fixture(scope="module")
-def calm(tree, work):
+def undisturbed(tree, work):
     """A fine-tuned run that nothing disturbed."""
-    train.main(tiny_settings(tree, *TUNED, "train.run=calm"))
-    return work / "runs/calm"
+    train.main(tiny_settings(tree, *TUNED, "train.run=undisturbed"))
+    return work / "runs/undisturbed"
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +57,27 @@ def network(tree):
 
 
 @pytest.fixture(scope="module")
-def tuned(calm):
-    """The network that the run has kept, and what its checkpoint says."""
-    return checkpoint.load(calm / "best_model.keras")
+def tuned(undisturbed):
+    """The network of the run's checkpoint, and its metadata."""
+    return checkpoint.load(undisturbed / "best_model.keras")
 
 
 def check_what_moved(trained, before):
-    """Behind the cut every convolution has moved; BatchNorm and what is before it have kept their bits."""
+    """After the cut every convolution has changed; BatchNorm and all layers before the cut are bit-identical."""
     old, new = model.base_of(before).layers, model.base_of(trained).layers
     cut = [layer.name for layer in old].index(CUT)
     for number, (layer, same) in enumerate(zip(old, new)):
-        kept = all((one == other).all() for one, other in zip(layer.get_weights(), same.get_weights()))
-        assert kept == (number <= cut or "_bn" in layer.name or not layer.weights), layer.name
+        same_bits = all((one == other).all() for one, other in zip(layer.get_weights(), same.get_weights()))
+        assert same_bits == (number <= cut or "_bn" in layer.name or not layer.weights), layer.name
 
 
 def prepare(tree, *overrides):
-    """Settings, network, training rows and phases of a run that is not begun."""
+    """Settings, network, training rows and phases of a run before its first step."""
     settings = config.load_settings(None, tiny_settings(tree, *TUNED, *overrides))
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
     network = model.build(settings)
     rows = splits.upsample(table[table.set == "train"], 0)
-    return settings, network, rows, phases.prepare(network, rows, table[table.set == "valid"], settings)
+    return settings, network, rows, phases.prepare(network, phases.Rows(rows, table[table.set == "valid"]), settings)
 
 
 def fine_tune_once(tree, best, *overrides):
@@ -85,11 +85,9 @@ def fine_tune_once(tree, best, *overrides):
     settings, network, _, (_, second) = prepare(tree, *overrides)
     second.begin(best)
     model.compile_model(second.trained, settings.train, second.rate)
-    second.trained.fit(
-        second.batches_from(1), initial_epoch=1, epochs=second.last, steps_per_epoch=second.steps, verbose=0
-    )
+    phases.fit(second, [], epoch=1, verbose=0)
     shape = second.trained.input_shape[1:]
-    return network, shape, second.trained.predict(second.valid_batches, verbose=0)
+    return network, shape, second.trained.predict(second.batches.valid, verbose=0)
 
 
 def test_the_blocks_are_those_of_resnet50(network):
@@ -104,8 +102,8 @@ def test_what_is_below_and_above_the_cut_is_the_whole(network, pixels, block, sh
     below, above = fine_tuning.below(network, block), fine_tuning.above(network, block)
     assert below.output_shape[1:] == shape
     np.testing.assert_allclose(above(below(pixels)), network(pixels), atol=1e-5)
-    own = {id(weight) for part in (below, above) for weight in part.weights}
-    assert own == {id(weight) for weight in network.weights}
+    shared = {id(weight) for part in (below, above) for weight in part.weights}
+    assert shared == {id(weight) for weight in network.weights}
 
 
 def test_batchnorm_stands_still_in_both_parts_even_if_it_were_trainable(network, pixels):
@@ -126,9 +124,9 @@ def test_only_the_blocks_convolutions_and_the_head_are_trained(tree):
     assert [id(weight) for weight in above.trainable_weights] == [id(weight) for weight in network.trainable_weights]
 
 
-def test_a_cached_cut_trains_the_same_weights_as_the_whole_network(tree, calm, network):
-    cached, shape, predicted = fine_tune_once(tree, calm / "best_model.keras")
-    whole, pixels, expected = fine_tune_once(tree, calm / "best_model.keras", "train.features=end_to_end")
+def test_a_cached_cut_trains_the_same_weights_as_the_whole_network(tree, undisturbed, network):
+    cached, shape, predicted = fine_tune_once(tree, undisturbed / "best_model.keras")
+    whole, pixels, expected = fine_tune_once(tree, undisturbed / "best_model.keras", "train.features=end_to_end")
     assert (shape, pixels) == ((None, None, 2048), (32, 32, 3))
     for array, same in zip(cached.get_weights(), whole.get_weights()):
         np.testing.assert_allclose(array, same, rtol=1e-4, atol=1e-4)
@@ -143,9 +141,9 @@ def test_a_cached_cut_trains_the_same_weights_as_the_whole_network(tree, calm, n
 
 
 @pytest.mark.long
-def test_a_run_on_features_ends_as_one_through_the_whole_network(tree, calm):
+def test_a_run_on_features_ends_as_one_through_the_whole_network(tree, undisturbed):
     train.main(tiny_settings(tree, *TUNED, "train.features=end_to_end", "train.run=whole"))
-    paths = [calm, calm.with_name("whole")]
+    paths = [undisturbed, undisturbed.with_name("whole")]
     (cached, about), (whole, same_about) = (checkpoint.load(path / "best_model.keras") for path in paths)
     assert about["epoch"] == same_about["epoch"] >= 1
     for array, same in zip(cached.get_weights(), whole.get_weights()):
@@ -158,26 +156,26 @@ def test_what_is_frozen_keeps_its_bits_and_what_is_not_moves(tuned, network):
     check_what_moved(tuned[0], network)
 
 
-def test_the_history_goes_on_in_the_second_phase(calm):
-    history = pd.read_csv(calm / "history.csv")
+def test_the_history_goes_on_in_the_second_phase(undisturbed):
+    history = pd.read_csv(undisturbed / "history.csv")
     assert history.epoch.tolist() == [0, 1, 2]
     np.testing.assert_allclose(history.learning_rate[1:], 1e-4)
     assert history.learning_rate[0] > 1e-3
 
 
-def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_images_whole(tree, calm, tuned):
+def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_images_whole(tree, undisturbed, tuned):
     _, network, _, (first, second) = prepare(tree, "augment.flip=true")
-    assert (first.first, first.last, second.first, second.last) == (0, 1, 1, 3)
+    assert (first.epochs, second.epochs) == (range(1), range(1, 3))
     assert second.trained is network and first.trained is not network
-    batches = (next(iter(batches))[0] for batches in (second.batches_from(2), second.valid_batches))
+    batches = (next(iter(batches))[0] for batches in (second.batches.train_from(2), second.batches.valid))
     assert [batch.shape for batch in batches] == [(16, 32, 32, 3)] * 2
     assert len(network.trainable_weights) == 2
-    second.begin(calm / "best_model.keras")
+    second.begin(undisturbed / "best_model.keras")
     assert all((array == same).all() for array, same in zip(network.get_weights(), tuned[0].get_weights()))
     assert len(network.trainable_weights) == 3 * 2 + 2
 
 
-def test_the_cut_is_found_again_whatever_was_trained_above_it(tuned, network):
+def test_the_key_of_the_cut_does_not_depend_on_what_was_trained_above_it(tuned, network):
     def key(part):
         return extraction.key(part, tuned[1]["settings"], False)
 
@@ -210,34 +208,34 @@ def stop(arguments, callback, moment, epoch):
 
 
 @pytest.mark.long
-def test_a_run_stopped_twice_in_the_second_phase_ends_as_one_that_was_left_alone(tree, calm):
-    """First when the phase has replaced the checkpoint that it began from and has not kept its first epoch."""
-    run = calm.with_name("stopped")
+def test_a_run_stopped_twice_in_the_second_phase_ends_as_one_that_was_left_alone(tree, undisturbed):
+    """First when the phase has replaced the checkpoint that it started from and has not saved its first epoch."""
+    run = undisturbed.with_name("stopped")
     stop(tiny_settings(tree, *TUNED, "train.run=stopped"), callbacks.SaveState, "on_epoch_end", 1)
     assert checkpoint.load(run / "best_model.keras")[1]["epoch"] == 1
     stop(["--resume", "runs/stopped"], callbacks.StopOnNaN, "on_epoch_begin", 2)
     train.main(["--resume", "runs/stopped"])
-    assert what_is_left(run) == what_is_left(calm)
+    assert what_is_left(run) == what_is_left(undisturbed)
 
 
 @pytest.mark.long
-def test_a_run_stopped_between_its_phases_ends_as_one_that_was_left_alone(tree, calm):
+def test_a_run_stopped_between_its_phases_ends_as_one_that_was_left_alone(tree, undisturbed):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
         patch.setattr(fine_tuning, "unfreeze", lambda *args: (_ for _ in ()).throw(StopError))
         train.main(tiny_settings(tree, *TUNED, "train.run=between"))
     train.main(["--resume", "runs/between"])
-    assert what_is_left(calm.with_name("between")) == what_is_left(calm)
+    assert what_is_left(undisturbed.with_name("between")) == what_is_left(undisturbed)
 
 
-def test_the_state_holds_what_is_trained(calm, network):
-    with np.load(calm / "state.npz") as state:
+def test_the_state_holds_what_is_trained(undisturbed, network):
+    with np.load(undisturbed / "state.npz") as state:
         shapes = [state[name].shape for name in state.files]
     # Kernel and momentum of the block's last convolution; nothing of the block before.
     assert shapes.count((1, 1, 512, 2048)) == 2
     assert sum(int(np.prod(shape)) for shape in shapes[1:]) < 0.4 * network.count_params()
 
 
-def test_a_loss_that_is_no_number_names_the_rate_of_the_second_phase(tmp_path):
+def test_a_nan_loss_names_the_rate_of_the_second_phase(tmp_path):
     settings = config.load_settings(None, TUNED)
     names = pd.Series([f"{number}.png" for number in range(200)])
     watcher = callbacks.StopOnNaN(tmp_path, names, settings, fine_tuning.rate(settings.train))
@@ -249,27 +247,27 @@ def test_a_loss_that_is_no_number_names_the_rate_of_the_second_phase(tmp_path):
 
 
 def direct(network, tree, filenames):
-    """What Keras' own predict says of the images."""
+    """The probabilities of Keras' own predict."""
     paths = [audit.image_folder(tree) / path for path in data.describe(filenames).path]
     images = decoding.decode(paths, 32).astype(np.float32)
     return network.predict(images, verbose=0)[:, 0]
 
 
-def test_features_of_the_tuned_base_predict_what_the_checkpoint_itself_does(tree, calm, tuned):
+def test_features_of_the_tuned_base_predict_what_the_checkpoint_itself_does(tree, undisturbed, tuned):
     settings = tuned[1]["settings"]
-    rows = pd.read_csv(calm / "split.csv").query("set == 'test'")
+    rows = pd.read_csv(undisturbed / "split.csv").query("set == 'test'")
     rows = audit.with_pixels(data.describe(rows.filename), settings.data)
-    found = predictions.predict(tuned[0], rows, settings).probability
-    np.testing.assert_allclose(found, direct(tuned[0], tree, rows.filename), atol=1e-5)
+    probability = predictions.predict(tuned[0], rows, settings).probability
+    np.testing.assert_allclose(probability, direct(tuned[0], tree, rows.filename), atol=1e-5)
 
 
 @pytest.mark.long
-def test_the_evaluation_predicts_what_the_checkpoint_itself_does(tree, calm):
-    evaluate.main(["runs/calm"])
-    predicted = pd.read_csv(calm / "evaluation/predictions.csv")
-    own = keras.models.load_model(calm / "best_model.keras", compile=False)
-    np.testing.assert_allclose(predicted.probability, direct(own, tree, predicted.filename), atol=1e-5)
-    assert list((calm / "evaluation").glob("heatmaps-*.png"))
+def test_the_evaluation_predicts_what_the_checkpoint_itself_does(tree, undisturbed):
+    evaluate.main(["runs/undisturbed"])
+    predicted = pd.read_csv(undisturbed / "evaluation/predictions.csv")
+    loaded = keras.models.load_model(undisturbed / "best_model.keras", compile=False)
+    np.testing.assert_allclose(predicted.probability, direct(loaded, tree, predicted.filename), atol=1e-5)
+    assert list((undisturbed / "evaluation").glob("heatmaps-*.png"))
 
 
 @pytest.mark.parametrize("settings, words", [

@@ -20,16 +20,16 @@ def small(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def found(tree, tmp_path_factory):
+def tested(tree, tmp_path_factory):
     """A range test from the command line: its folder, what it printed, and the model's weights before and after."""
-    place, kept = tmp_path_factory.mktemp("work"), {}
+    place, seen = tmp_path_factory.mktemp("work"), {}
 
     def build(*arguments):
-        kept["network"] = whole(*arguments)
-        return kept["network"]
+        seen["network"] = whole(*arguments)
+        return seen["network"]
 
     def sweep(*arguments):
-        kept["before"] = [weight.tobytes() for weight in kept["network"].get_weights()]
+        seen["before"] = [weight.tobytes() for weight in seen["network"].get_weights()]
         return inner(*arguments)
 
     whole, inner = model.build, lr_range_test.sweep
@@ -40,34 +40,34 @@ def found(tree, tmp_path_factory):
         patch.setattr(model, "build", build)
         patch.setattr(lr_range_test, "sweep", sweep)
         patch.setattr(lr_range_test, "propose", lambda curve: (1.2e-4, 3.4e-2))
-        told = []
-        patch.setattr("builtins.print", lambda *words, **_: told.extend(map(str, words)))
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.extend(map(str, words)))
         train.main(["--find-lr", *tiny_settings(tree, "train.momentum=0.5")])
-    return place, "\n".join(told), kept["before"], [weight.tobytes() for weight in kept["network"].get_weights()]
+    return place, "\n".join(printed), seen["before"], [weight.tobytes() for weight in seen["network"].get_weights()]
 
 
-def test_the_model_is_left_bit_identical(found):
-    place, _, before, after = found
+def test_the_model_is_left_bit_identical(tested):
+    place, _, before, after = tested
     assert before == after
     # It was trained in between, or there would be nothing to put back.
     curve = pd.read_csv(place / "runs/tiny-find-lr/rates.csv")
     assert curve.loss.min() < curve.loss[0] / 2
 
 
-def test_the_proposal_is_printed_as_it_stands_in_config_yaml(found):
-    place, told, *_ = found
-    assert "  initial_lr: 1.2e-04\n  maximal_lr: 3.4e-02" in told
+def test_the_proposal_is_printed_as_lines_of_config_yaml(tested):
+    place, printed, *_ = tested
+    assert "  initial_lr: 1.2e-04\n  maximal_lr: 3.4e-02" in printed
     mine = place / "mine.yaml"
-    mine.write_text("train:\n  " + told.rpartition("config.yaml:\n  ")[2])
+    mine.write_text("train:\n  " + printed.rpartition("config.yaml:\n  ")[2])
     settings = config.load_settings(mine).train
     assert (settings.initial_lr, settings.maximal_lr) == (1.2e-4, 3.4e-2)
 
 
-def test_it_leaves_a_folder_of_its_own_and_no_run(found):
-    place, told, *_ = found
+def test_it_leaves_its_folder_and_no_run(tested):
+    place, printed, *_ = tested
     assert sorted(path.name for path in (place / "runs").iterdir()) == [".tiny-find-lr.lock", "tiny-find-lr"]
     assert {path.name for path in (place / "runs/tiny-find-lr").iterdir()} == {"rates.csv", "rates.png"}
-    assert "runs/tiny-find-lr/rates.png" in told
+    assert "runs/tiny-find-lr/rates.png" in printed
 
 
 class FakeHead:
@@ -84,7 +84,8 @@ class FakeHead:
 
 
 def stopped_phase(head, steps=10):
-    return phases.Phase(None, FakeHead(head), None, 0, 1, steps, 1, lambda first: tf.data.Dataset.range(1), None)
+    batches = phases.Batches(lambda first: tf.data.Dataset.range(1), steps, None, 1)
+    return phases.Phase(FakeHead(head), None, range(1), batches)
 
 
 def test_a_stopped_sweep_leaves_the_model_bit_identical(settings, small, float32):
@@ -101,14 +102,14 @@ def curve_of(val_loss):
 
 
 def falling():
-    """One to 1e-4, steepest at 1e-3, lowest at 1e-2 and growing without end behind it."""
+    """One to 1e-4, steepest at 1e-3, lowest at 1e-2 and growing without end after it."""
     decade = np.linspace(-6, 1, 71)
     fall = 0.8 / (1 + np.exp(-6 * (decade + 3)))
     return np.where(decade <= -2, 1 - fall, 0.2 + 3 * (decade + 2) ** 2)
 
 
 @pytest.mark.parametrize("end", [np.nan, np.inf, 0.0])
-def test_the_steepest_fall_and_the_valley_are_found_whatever_stands_behind_the_divergence(end):
+def test_the_steepest_fall_and_the_valley_do_not_depend_on_what_comes_after_the_divergence(end):
     losses = falling()
     losses[65:] = end
     low, high = lr_range_test.propose(curve_of(losses))
@@ -122,7 +123,7 @@ def test_one_lucky_point_is_no_valley():
 
 
 @pytest.mark.parametrize("losses", [np.linspace(0.6, 5, 50), np.full(50, np.nan)])
-def test_a_loss_that_falls_nowhere_is_told(losses):
+def test_a_loss_that_falls_nowhere_is_refused(losses):
     with pytest.raises(InputError, match="the validation loss falls at no rate from 1e-06 to 10"):
         lr_range_test.propose(curve_of(losses))
 

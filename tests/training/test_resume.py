@@ -45,12 +45,12 @@ def start(place, *arguments, **options):
 
 
 def what_is_left(run):
-    """All that a run's outcome is: weights, optimizer, history, and the arrays of its checkpoint."""
+    """The outcome of a run: weights, optimizer, history, and the arrays of its checkpoint."""
     with np.load(run / "state.npz") as state:
         arrays = {name: state[name].tobytes() for name in state.files}
     about = json.loads(zipfile.ZipFile(run / "best_model.keras").read("breakhis.json"))
-    kept = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
-    return arrays, (run / "history.csv").read_text(), kept
+    best = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
+    return arrays, (run / "history.csv").read_text(), best
 
 
 def epochs_of(run):
@@ -64,21 +64,21 @@ def kill_at_random(place, name, settings, kills, rng):
     One kill in three falls anywhere from the start on, the others soon after an epoch, where the writes are.
     """
     run, done, inside = place / "runs" / name, 0, 0
-    process, begun = start(place, *settings, f"train.run={name}"), time.monotonic()
+    process, started = start(place, *settings, f"train.run={name}"), time.monotonic()
     while True:
         before, until = epochs_of(run), rng.uniform(0, 12) if rng.random() < 1 / 3 else 1e9
-        while process.poll() is None and epochs_of(run) == before and time.monotonic() < begun + until:
+        while process.poll() is None and epochs_of(run) == before and time.monotonic() < started + until:
             time.sleep(0.005)
         if process.poll() is None and done < kills:
             time.sleep(rng.uniform(0, 0.4))
             process.kill()
-        told = process.communicate()[1]
+        stderr = process.communicate()[1]
         if process.returncode == 0:
             return done, inside
-        assert process.returncode == -signal.SIGKILL, told
+        assert process.returncode == -signal.SIGKILL, stderr
         done, inside = done + 1, inside + any(place.rglob(f".{process.pid}.*"))
         again = ["--resume", f"runs/{name}"] if run.exists() else [*settings, f"train.run={name}"]
-        process, begun = start(place, *again), time.monotonic()
+        process, started = start(place, *again), time.monotonic()
 
 
 @pytest.mark.parametrize("mode, kills, epochs", [
@@ -91,9 +91,9 @@ def kill_at_random(place, name, settings, kills, rng):
 ])  # fmt: skip
 def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, mode, kills, epochs):
     settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
-    calm = start(tmp_path, *settings, "train.run=calm")
-    assert calm.wait() == 0, calm.stderr.read()
-    expected, rng, done, inside, runs = what_is_left(tmp_path / "runs/calm"), random.Random(kills), 0, 0, 0
+    undisturbed = start(tmp_path, *settings, "train.run=undisturbed")
+    assert undisturbed.wait() == 0, undisturbed.stderr.read()
+    expected, rng, done, inside, runs = what_is_left(tmp_path / "runs/undisturbed"), random.Random(kills), 0, 0, 0
     while done < kills:
         name, runs = f"killed{runs}", runs + 1
         there, hit = kill_at_random(tmp_path, name, settings, kills - done, rng)
@@ -101,8 +101,8 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_pro
         done, inside = done + there, inside + hit
         assert what_is_left(tmp_path / "runs" / name) == expected
         assert not list((tmp_path / "runs" / name).glob(".[0-9]*"))
-    told = f"{mode}: {done} kills in {runs} runs, {inside} of them inside a write; every run ended bit-identical"
-    record_property("outcomes", told)
+    outcome = f"{mode}: {done} kills in {runs} runs, {inside} of them inside a write; every run ended bit-identical"
+    record_property("outcomes", outcome)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -113,10 +113,10 @@ def test_a_stopped_run_says_how_to_go_on(tree, tmp_path, number, status):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == status, told
-    assert told.strip().splitlines()[-1] == "stopped; go on with: python train.py --resume runs/tiny"
-    assert "Traceback" not in told and not list(run.glob(".[0-9]*"))
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == status, stderr
+    assert stderr.strip().splitlines()[-1] == "stopped; go on with: python train.py --resume runs/tiny"
+    assert "Traceback" not in stderr and not list(run.glob(".[0-9]*"))
 
 
 def amend(run, **more):
@@ -161,15 +161,15 @@ def stopped(half, work):
     shutil.copytree(half, work / "runs" / "half")
 
 
-def test_what_is_kept_of_an_epoch_is_all_of_it(stopped, tree, work, capsys):
+def test_the_saved_state_is_all_that_the_next_epoch_needs(stopped, tree, work, capsys):
     """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
     (work / "runs/half/evaluation").mkdir()
     train.main(["--resume", "runs/half"])
     assert "runs/half/evaluation is of the epochs so far" in capsys.readouterr().out
     train.main(tiny_settings(tree, *HALF, "train.run=whole"))
     assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
-    environment_now = json.loads((work / "runs/half/environment.json").read_text())
-    assert len(environment_now["resumed"]) == 1 and environment_now["seed"] == 0
+    environment = json.loads((work / "runs/half/environment.json").read_text())
+    assert len(environment["resumed"]) == 1 and environment["seed"] == 0
 
 
 def test_a_finished_run_is_not_resumed(stopped):
@@ -181,8 +181,8 @@ def test_a_finished_run_is_not_resumed(stopped):
 @pytest.mark.parametrize("spoil, arguments, words", [
     (lambda run: None, ["train.epochs=9"], "takes the settings from runs/half/config.yaml and no others, got train.epochs=9"),
     (lambda run: (run / "config.yaml").unlink(), [], "runs/half is no folder of a run: it has no config.yaml"),
-    (lambda run: (run / "split.csv").write_text("other"), [], "runs/half/split.csv is no longer what runs/half began with"),
-    (lambda run: amend(run, data_sha256="x"), [], "the images are no longer what runs/half began with"),
+    (lambda run: (run / "split.csv").write_text("other"), [], "runs/half/split.csv is no longer what runs/half was started with"),
+    (lambda run: amend(run, data_sha256="x"), [], "the images are no longer what runs/half was started with"),
     (lambda run: amend(run, weights_sha256="x"), [], "the base's weights are no longer what"),
     (lambda run: (run / "environment.json").write_text("[]"), [], "environment.json: no environment of a run"),
     (lambda run: (run / "best_model.keras").unlink(), [], "best_model.keras: is missing"),
@@ -190,7 +190,7 @@ def test_a_finished_run_is_not_resumed(stopped):
     (lambda run: np.savez_compressed(run / "state.npz", says="{}"), [], "its members are compressed"),
     (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}'), [], "got 0"),
-    (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, not 9"),
+    (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, needed are 9"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": "x"}'), [], "state.npz: damaged"),
     (lambda run: np.savez(run / "state.npz", says="[" * 10**5), [], "state.npz: damaged"),
 ])  # fmt: skip
@@ -210,14 +210,14 @@ def test_two_processes_never_train_in_one_folder(stopped, work):
 
 
 @pytest.mark.parametrize("mode", ["cached", "from_scratch"])
-def test_a_loss_that_is_no_number_is_named_with_its_files(tree, work, mode):
+def test_a_nan_loss_is_named_with_its_files(tree, work, mode):
     with pytest.raises(
         InputError, match=r"the loss is (nan|inf) in epoch \d+, steps \d+ to \d+, at a learning rate of"
     ) as stop:
         train.main(
             tiny_settings(tree, *MODES[mode], "train.maximal_lr=1e38", "train.initial_lr=1e37", "train.epochs=6")
         )
-    rows = pd.read_csv(work / "runs/tiny/no_number.csv")
+    rows = pd.read_csv(work / "runs/tiny/nan_steps.csv")
     assert rows.filename[0] in str(stop.value) and len(rows) > 0
     split = pd.read_csv(work / "runs/tiny/split.csv")
     assert set(rows.filename) <= set(split.filename[split.set == "train"])
@@ -229,11 +229,11 @@ def test_the_files_named_are_those_of_the_steps(tmp_path):
     names = pd.Series([f"{number}.png" for number in range(10)])
     watcher = callbacks.StopOnNaN(tmp_path, names, settings, None)
     watcher.on_epoch_begin(2)
-    kept = extraction.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None])
-    batches = list(feature_datasets.train_dataset(kept, np.arange(10), settings, first=2))
+    features = extraction.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None], np.arange(10))
+    batches = list(feature_datasets.train_dataset(features, settings, first=2))
     for step, (values, _) in enumerate(batches):
         expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
-        assert watcher._names(step, step + 1).filename.tolist() == expected
+        assert watcher._files(step, step + 1).filename.tolist() == expected
 
 
 def full_after(monkeypatch, writes):
@@ -264,33 +264,33 @@ def count_writes(monkeypatch, script, *arguments):
     return done[0]
 
 
-@pytest.mark.parametrize("mode, some", [("from_scratch", 2), pytest.param("cached", 10**9, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode, most", [("from_scratch", 2), pytest.param("cached", 10**9, marks=pytest.mark.long)])
 def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
-    tree, work, monkeypatch, capsys, record_property, mode, some
+    tree, work, monkeypatch, capsys, record_property, mode, most
 ):
     settings = tiny_settings(tree, *MODES[mode], "train.epochs=2")
     train.main([*settings, "train.run=cold"])
     # The cache is warm from here on, so that every write is one of the run's.
     writes = count_writes(monkeypatch, train, *settings, "train.run=warm")
     expected = what_is_left(work / "runs/warm")
-    tried = sorted(random.Random(1).sample(range(writes), min(some, writes)))
+    tried = sorted(random.Random(1).sample(range(writes), min(most, writes)))
     for number in tried:
         name = f"full{number}"
         with monkeypatch.context() as patch:
             full_after(patch, number)
             capsys.readouterr()
             assert shell(patch, train, *settings, f"train.run={name}") == 2
-            told = capsys.readouterr().err
-            assert told.count("error:") == 1 and "No space left on device" in told and "Traceback" not in told
+            stderr = capsys.readouterr().err
+            assert stderr.count("error:") == 1 and "No space left on device" in stderr and "Traceback" not in stderr
         again = ["--resume", f"runs/{name}"] if (work / "runs" / name).exists() else [*settings, f"train.run={name}"]
-        # At the last write of all the run is whole before the disk says that it is full.
+        # At the very last write the run is complete before the disk is reported full.
         assert resume.is_finished(work / "runs" / name) or shell(monkeypatch, train, *again) == 0
         assert what_is_left(work / "runs" / name) == expected
-    told = f"disk full at {len(tried)} of {writes} writes of a run: every run went on and ended bit-identical"
-    record_property("outcomes", told)
+    outcome = f"disk full at {len(tried)} of {writes} writes of a run: every run went on and ended bit-identical"
+    record_property("outcomes", outcome)
 
 
-def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, undrawn, monkeypatch, capsys):
+def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, without_figures, monkeypatch, capsys):
     before = {path.name: path.read_bytes() for path in (copy / "evaluation").iterdir()}
     with monkeypatch.context() as patch:
         full_after(patch, 6)
@@ -314,9 +314,9 @@ def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, mode, lim
 
     settings = tiny_settings(tree, *MODES[mode], "train.epochs=1")
     process = start(tmp_path, *settings, preexec_fn=limited)
-    told = process.communicate()[1]
-    assert process.returncode == 2 and told.count("error:") == 1 and "File too large" in told, told
-    assert "Traceback" not in told
+    stderr = process.communicate()[1]
+    assert process.returncode == 2 and stderr.count("error:") == 1 and "File too large" in stderr, stderr
+    assert "Traceback" not in stderr
     assert (tmp_path / "runs/tiny").exists() == (where == "checkpoint")
     again = ["--resume", "runs/tiny"] if where == "checkpoint" else settings
     process = start(tmp_path, *again)
@@ -340,10 +340,10 @@ def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
     layers = keras.Sequential([keras.layers.Dense(1, input_shape=(2,), dtype="float32")])
     layers.compile(keras.optimizers.SGD(), "mse")
     scale = layers.optimizer._loss_scale
-    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(kept) for kept in resume._variables(layers)}
+    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(variable) for variable in resume._variables(layers)}
 
 
-def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
+def test_an_error_of_tensorflow_is_one_line(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with (
         pytest.raises(InputError, match="TensorFlow: no such file"),
@@ -355,10 +355,10 @@ def test_what_tensorflow_raises_is_told_in_one_line(tmp_path, capsys):
 
 def test_op_determinism_is_turned_on_when_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr(train.device.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
-    train.device.use_device("float32")
+    monkeypatch.setattr(train.precision.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))
+    train.precision.use_device("float32")
     assert asked == []
-    train.device.use_device("float32", deterministic=True)
+    train.precision.use_device("float32", deterministic=True)
     assert asked == [True]
 
 
@@ -387,7 +387,7 @@ def test_memory_does_not_grow_over_epochs(tree, work, monkeypatch, record_proper
 
     monkeypatch.setattr(callbacks.StopOnNaN, "on_epoch_begin", measured)
     train.main(tiny_settings(tree, "train.epochs=201"))
-    told = ", ".join(f"{mib:.1f}" for mib in used)
-    record_property("outcomes", f"MiB in use after 50, 100, 150 and 200 epochs: {told}")
+    amounts = ", ".join(f"{mib:.1f}" for mib in used)
+    record_property("outcomes", f"MiB in use after 50, 100, 150 and 200 epochs: {amounts}")
     # 20 KiB and 2 containers an epoch; numbers that TensorFlow itself loses (its issue 62551) are neither.
     assert len(used) == 4 and max(np.diff(used)) < 1 and max(np.diff(objects)) < 100, (used, objects)

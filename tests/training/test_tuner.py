@@ -10,7 +10,7 @@ import config
 import train
 from images import splits
 from safety.errors import InputError
-from training import tuner
+from training import phases, tuner
 
 SPACE = ["tune.epochs=[2,3]", "tune.batch_size=[16,32]", "tune.standardize=[true]", "tune.momentum=[0.0,0.9]"]
 TRIALS = 2
@@ -58,10 +58,10 @@ def test_the_winner_run_by_train_gives_the_score_of_the_search(place, work):
     best = tried.loc[tried.val_loss.idxmin()]
     train.main(["--config", str(place / "runs/tiny-tune/best.yaml")])
     history = pd.read_csv(work / "runs/tiny-best/history.csv")
-    kept = history.val_loss.idxmin()
-    assert kept == best.epoch and len(history) == best.epochs
-    assert history.val_loss[kept] == pytest.approx(best.val_loss, abs=1e-6)
-    assert history.val_auc[kept] == pytest.approx(best.val_auc, abs=1e-6)
+    epoch = history.val_loss.idxmin()
+    assert epoch == best.epoch and len(history) == best.epochs
+    assert history.val_loss[epoch] == pytest.approx(best.val_loss, abs=1e-6)
+    assert history.val_auc[epoch] == pytest.approx(best.val_auc, abs=1e-6)
 
 
 def test_poisoned_test_labels_and_images_change_nothing(place, tree, work, monkeypatch):
@@ -96,8 +96,7 @@ class StopError(Exception):
 
 @pytest.fixture
 def prepared(settings):
-    """What a search needs beside the training itself."""
-    frame = pd.DataFrame({"pixels": ["a", "b"], "label_int": [0, 1]})
+    """What a search needs besides the training itself."""
     values = settings.model_dump()
     values["tune"] |= {
         "epochs": [2, 3],
@@ -106,7 +105,7 @@ def prepared(settings):
         "momentum": [0.9],
         "step_size_epochs": [3],
     }
-    return tuner.Prepared(config.check_settings(values), frame, frame, None, None, {})
+    return tuner.Prepared(config.validate(config.Settings, values), "a" * 64, None, None, {})
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def scored(*scores):
-    """In place of `tune.fit`: the present settings, then the trials, with these losses and areas; None diverges."""
+    """In place of `tuner.fit`: the present settings, then the trials, with these losses and areas; None diverges."""
     left = iter(scores)
 
     def fit(prepared, settings):
@@ -127,7 +126,7 @@ def scored(*scores):
 
 
 def lowest_at(peak):
-    """In place of `tune.fit`: a loss that is lowest where maximal_lr is `peak`."""
+    """In place of `tuner.fit`: a loss that is lowest where maximal_lr is `peak`."""
 
     def fit(prepared, settings):
         return {"val_loss": 1 + np.log10(settings.train.maximal_lr / peak) ** 2, "val_auc": 0.5, "epoch": 1}
@@ -146,14 +145,14 @@ def test_a_stopped_search_goes_on_and_ends_as_one_that_was_left_alone(prepared, 
 
     monkeypatch.setattr(tuner, "fit", fit)
     stop = False
-    tuner.search(6, folder.with_name("calm-tune"), prepared, "")
+    tuner.search(6, folder.with_name("undisturbed-tune"), prepared, "")
     stop, _ = True, fits.clear()
     with pytest.raises(KeyboardInterrupt):
         tuner.search(6, folder, prepared, "")
     tuner.search(6, folder, prepared, "")
     # The present settings, two trials and the third that was stopped; the present settings and the four that were left.
     assert len(fits) == 4 + 5
-    assert (folder / "trials.csv").read_text() == (folder.with_name("calm-tune") / "trials.csv").read_text()
+    assert (folder / "trials.csv").read_text() == (folder.with_name("undisturbed-tune") / "trials.csv").read_text()
 
 
 def test_a_stopped_search_says_how_to_go_on(tree, work, monkeypatch, capsys):
@@ -163,11 +162,11 @@ def test_a_stopped_search_says_how_to_go_on(tree, work, monkeypatch, capsys):
     monkeypatch.setattr(tuner, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         search(tree)
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told == "stopped; go on with: python train.py --tune 2 --config runs/tiny-tune/config.yaml"
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "stopped; go on with: python train.py --tune 2 --config runs/tiny-tune/config.yaml"
 
 
-def test_more_trials_go_on_behind_the_first_and_close_in_on_the_best(prepared, folder, monkeypatch):
+def test_more_trials_continue_the_first_and_close_in_on_the_best(prepared, folder, monkeypatch):
     monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
     tuner.search(12, folder, prepared, "")
     first = pd.read_csv(folder / "trials.csv")
@@ -175,7 +174,7 @@ def test_more_trials_go_on_behind_the_first_and_close_in_on_the_best(prepared, f
     tried = pd.read_csv(folder / "trials.csv")
     assert len(tried) == 20
     pd.testing.assert_frame_equal(tried[:12], first)
-    # Behind the random ones the Gaussian process looks where the loss is low.
+    # After the random trials the Gaussian process proposes rates where the loss is low.
     assert tried.val_loss[12:].mean() < first.val_loss.mean()
 
 
@@ -192,8 +191,17 @@ def test_a_search_with_other_settings_is_not_mixed_in(prepared, folder, monkeypa
 def test_other_images_begin_another_search(prepared, folder, monkeypatch):
     monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
     tuner.search(1, folder, prepared, "")
-    tuner.search(1, folder, prepared._replace(valid=prepared.valid.assign(pixels=["a", "c"])), "")
+    tuner.search(1, folder, prepared._replace(images="b" * 64), "")
     assert len(list(folder.glob("search-*"))) == 2
+
+
+def test_the_hash_of_the_images_is_that_of_pixels_and_labels():
+    frame = pd.DataFrame({"pixels": ["a", "b"], "label_int": [0, 1], "path": ["c", "d"]})
+    same, *others = (
+        tuner.hash_of(phases.Rows(frame, frame.assign(**change)))
+        for change in ({"path": ["e", "f"]}, {"pixels": ["a", "c"]}, {"label_int": [1, 1]})
+    )
+    assert same == tuner.hash_of(phases.Rows(frame, frame)) and len({same, *others}) == 3
 
 
 @pytest.mark.parametrize("objective, winner", [("val_loss", 2), ("val_auc", 3)])
@@ -208,20 +216,20 @@ def test_the_objective_chooses_and_a_trial_that_diverges_is_on_record(prepared, 
     assert best.train.maximal_lr == tried.maximal_lr[winner - 1]
 
 
-@pytest.mark.parametrize("objective, present, told", [
+@pytest.mark.parametrize("objective, present, worse", [
     ("val_loss", (0.2, 0.5), True), ("val_loss", (0.4, 0.5), False),
     ("val_auc", (0.2, 0.7), True), ("val_auc", (0.2, 0.5), False),
 ])  # fmt: skip
-def test_a_search_that_finds_nothing_better_says_so(prepared, folder, monkeypatch, capsys, objective, present, told):
+def test_a_search_that_finds_nothing_better_says_so(prepared, folder, monkeypatch, capsys, objective, present, worse):
     monkeypatch.setattr(tuner, "fit", scored(present, (0.3, 0.6)))
     tuner.search(
         1, folder, prepared._replace(settings=tuner._changed(prepared.settings, tune={"objective": objective})), ""
     )
     words = f"no trial has a better {objective} than the present settings"
-    assert (words in capsys.readouterr().out) == told
+    assert (words in capsys.readouterr().out) == worse
 
 
-def test_a_search_without_a_number_is_told(prepared, folder, monkeypatch):
+def test_a_search_of_which_every_loss_is_nan_is_refused(prepared, folder, monkeypatch):
     monkeypatch.setattr(tuner, "fit", scored(*[None] * 6))
     with pytest.raises(InputError, match="lower tune.maximal_lr"):
         tuner.search(5, folder, prepared, "")
@@ -237,7 +245,7 @@ def test_an_error_in_a_trial_ends_the_search(prepared, folder, monkeypatch):
         tuner.search(2, folder, prepared, "")
 
 
-def test_a_damaged_search_is_told(prepared, folder, monkeypatch):
+def test_a_damaged_search_is_refused(prepared, folder, monkeypatch):
     monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
     tuner.search(1, folder, prepared, "")
     next(folder.glob("search-*/oracle.json")).write_text("{")
