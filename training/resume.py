@@ -39,7 +39,7 @@ class State(NamedTuple):
 
     Attributes:
         epoch: the next one, from 0.
-        best: the lowest validation loss so far.
+        best: the lowest validation loss so far, of the kind that `train.select` names.
         history: a row for each epoch, as in history.csv.
         first: the first epoch of the current phase of the run.
     """
@@ -152,7 +152,7 @@ def settings_of(run: Path, given: list[str]) -> config.Settings:
             raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
     if is_finished(run):
         raise InputError(f"--resume: {run} is finished; evaluate it with: python evaluate.py {run}")
-    return config.load_settings(run / "config.yaml")
+    return config.load_settings(run / "config.yaml", of_run=True)
 
 
 def is_finished(run: Path) -> bool:
