@@ -159,7 +159,8 @@ class Train(Section):
     )
     fine_tune_lr: float = Field(gt=0, description="constant learning rate of fine-tuning, above 0")
     features: Literal["cached", "end_to_end"] = Field(
-        description="cached (base runs once for each image) or end_to_end (every image through the network each epoch)"
+        description="cached (base runs once for each image and view; fixed warps) or end_to_end (whole network each "
+        "epoch; fresh warps)"
     )
     cache_gib: float = Field(
         gt=0,

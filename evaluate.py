@@ -23,7 +23,8 @@ from evaluation import bootstrap, calibration, comparison, metrics, out_of_distr
 from evaluation.evaluation import Evaluation
 from features import extraction
 from images import audit, leaks, splits
-from safety import command_line, limits, lock
+from safety import atomic_files, command_line, limits, lock
+from safety.errors import InputError
 from training import checkpoint, decision, environment, resume
 
 
@@ -40,13 +41,33 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
-    paths = [checkpoint.find(Path(run)) for run in args.runs]
+    paths = [find(Path(run)) for run in args.runs]
     evaluations = {}
     for path in paths:
         with lock.exclusive(path.parent):
+            atomic_files.remove_leftovers(path.parent)
             evaluations[path.parent] = evaluate(path, rule, args.split)
     if len(evaluations) > 1:
         comparison.compare(evaluations)
+
+
+def find(run: Path) -> Path:
+    """The checkpoint of a run, in the run's folder.
+
+    Args:
+        run: the folder, or the checkpoint in it.
+
+    Raises:
+        InputError: there is no checkpoint, or no split next to it.
+    """
+    path = checkpoint.find(run)
+    split = path.with_name("split.csv")
+    if not split.is_file():
+        raise InputError(
+            f"{split}: there is no such split, which names the test images; {path.name} was moved out of its run, or "
+            "split.csv was: needed is a run's folder with both, got one alone"
+        )
+    return path
 
 
 def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:

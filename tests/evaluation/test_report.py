@@ -45,7 +45,8 @@ def evaluated(run):
 def in_browser(page, tmp_path):
     (tmp_path / "phone.html").write_text(PHONE.format(page=page.as_uri()))
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--allow-file-access-from-files",
          f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom",
          (tmp_path / "phone.html").as_uri()],
         capture_output=True, text=True, timeout=120,

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from stopped_run import StopError, what_is_left
+from killed_runs import StopError, what_is_left
 from tiny_tree import tiny_settings
 
 import config
