@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from killed_runs import HALF, MODES, epochs_of, start, what_is_left
+from killed_runs import HALF, MODES, StopError, dying, epochs_of, start, what_is_left
 from memory import in_use
 from tiny_tree import tiny_settings
 
@@ -54,6 +54,22 @@ def test_the_saved_state_is_all_that_the_next_epoch_needs(stopped, tree, work, c
     assert what_is_left(work / "runs/half") == what_is_left(work / "runs/whole")
     environment = json.loads((work / "runs/half/environment.json").read_text())
     assert len(environment["resumed"]) == 1 and environment["seed"] == 0
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(tree, work, monkeypatch):
+    """Its config.yaml has no train.select and a switch for data.upsample."""
+    settings = tiny_settings(tree, *HALF, "train.select=plain", "data.upsample=both")
+    train.main([*settings, "train.run=whole"])
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", dying(callbacks.StopOnNaN.on_epoch_begin))
+        train.main([*settings, "train.run=old"])
+    path = work / "runs/old/config.yaml"
+    old = path.read_text().replace("  select: plain\n", "").replace("upsample: both", "upsample: true")
+    assert len(old) < len(path.read_text()) and "upsample: true" in old
+    path.write_text(old)
+    train.main(["--resume", "runs/old"])
+    assert what_is_left(work / "runs/old") == what_is_left(work / "runs/whole")
+    assert "balanced" not in (work / "runs/old/history.csv").read_text()
 
 
 def test_a_finished_run_is_not_resumed(stopped):
