@@ -8,10 +8,12 @@ python data.py --check FILE          checks a split list that others made; needs
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import json
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import pandas as pd
 

@@ -19,13 +19,15 @@ columns:
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import argparse
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
