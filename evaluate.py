@@ -10,9 +10,11 @@ It needs only the run's folder and the images: settings, split and threshold are
 
 from __future__ import annotations
 
-from pathlib import Path
+import safety.startup
 
-import safety.startup  # noqa: F401  before any other import
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
+from pathlib import Path
 
 import keras
 import pandas as pd

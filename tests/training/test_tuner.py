@@ -54,6 +54,18 @@ def test_the_folder_holds_a_row_a_trial_and_what_is_next(place):
     assert not (place / "runs" / "tiny").exists()
 
 
+@pytest.mark.parametrize("seed, expected", [(0, 1), (2**32 - 2, 2**32 - 1), (2**32 - 1, 1)])
+def test_every_seed_of_the_settings_is_one_of_the_search(tmp_path, seed, expected):
+    settings = config.load_settings(None, [f"data.seed={seed}"])
+    oracle = tuner._tuner(20, tmp_path, tuner.Prepared(settings, "images", None, None, {})).oracle
+    for _ in range(20):
+        trial = oracle.create_trial("tuner0")
+        oracle.update_trial(trial.trial_id, {"val_loss": 1.0})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    assert oracle.seed == expected
+
+
 def test_the_winner_run_by_train_gives_the_score_of_the_search(place, work):
     tried = pd.read_csv(place / "runs/tiny-tune/trials.csv")
     best, monitor = tried.loc[tried.val_loss.idxmin()], "val_balanced_loss"
