@@ -9,9 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_addons as tfa
 
 import config
+from devices import keras_stack
 from safety import hdf5_files
 from safety.errors import InputError
 
@@ -153,7 +153,7 @@ def pooled(model: keras.Model) -> keras.Model:
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
     """Sets the mean and variance (2048,) of the training features in the standardising layer."""
     layer = model.get_layer("standardize")
-    layer.set_weights([mean, floored(variance), 0])
+    layer.set_weights([mean, floored(variance), np.array(0)])
     layer.finalize_state()
 
 
@@ -169,7 +169,7 @@ def halve_each_cycle(cycle: tf.Tensor) -> tf.Tensor:
     return 1 / 2.0 ** (cycle - 1)
 
 
-def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLearningRate:
+def cyclical_rate(train: config.Train, rows: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate as a function of the step: a triangle from initial_lr to maximal_lr, halved at each cycle.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (triangular2).
@@ -178,13 +178,8 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
         train: the section `train` of the settings.
         rows: of the upsampled training set; half a cycle is step_size_epochs times rows // batch_size steps.
     """
-    return tfa.optimizers.CyclicalLearningRate(
-        initial_learning_rate=train.initial_lr,
-        maximal_learning_rate=train.maximal_lr,
-        step_size=train.step_size_epochs * max(1, rows // train.batch_size),
-        scale_fn=halve_each_cycle,
-        scale_mode="cycle",
-    )
+    step_size = train.step_size_epochs * max(1, rows // train.batch_size)
+    return keras_stack.cyclical_rate(train.initial_lr, train.maximal_lr, step_size, halve_each_cycle)
 
 
 def compile_model(
@@ -198,8 +193,9 @@ def compile_model(
         rate: the learning rate as a function of the step.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
-    model.distribute_reduction_method = "first"
+    if several:
+        # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
+        model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
@@ -214,6 +210,8 @@ def compile_model(
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
         steps_per_execution=64 if model.name == HEAD else 1,
+        # XLA adds in another order; Keras 3 would choose it by itself.
+        jit_compile=False,
     )
 
 
