@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import config
-from devices import keras_stack
+from devices import keras_stack, precision
 from safety import hdf5_files
 from safety.errors import InputError
 
@@ -121,8 +121,7 @@ def _fetch_imagenet() -> Path:
 def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """A part of the model as one graph, for inference.
 
-    XLA compiles it on a GPU; on a CPU that would be slower than TensorFlow's own kernels. A frozen graph, with its
-    weights as constants, is hardly faster and takes three times the memory.
+    A frozen graph, with its weights as constants, is hardly faster and takes three times the memory.
 
     Args:
         part: from the pixels on.
@@ -132,8 +131,8 @@ def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.
         A function of images (batch, size, size, 3), float32.
     """
     shape = tf.TensorSpec((batch, *part.input_shape[1:]), tf.float32)
-    on_gpu = bool(tf.config.list_logical_devices("GPU"))
-    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+    xla = precision.use_xla()
+    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=xla)
 
 
 def head(model: keras.Model) -> keras.Model:

@@ -13,7 +13,6 @@ import time
 import zipfile
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
