@@ -3,6 +3,7 @@
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
+# make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
 # make docs: writes docs/settings.md from the schema of the settings.
 
 # Each Python that is looked for, in this order, and the stack that it gets: TensorFlow Addons, or Keras 3.
@@ -30,7 +31,7 @@ CONFIG := sample.yaml
 SETTINGS := data.protocol=row,patient data.seed=0,1
 JOBS := 1
 
-.PHONY: train protocols claim grid test lint docs
+.PHONY: train protocols claim grid intervals test lint docs
 
 train: $(VENV)/ready
 	$(RUN) sample.py sample
@@ -55,6 +56,9 @@ claim: $(VENV)/ready
 grid: $(VENV)/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
+
+intervals: $(VENV)/ready
+	$(RUN) -m tests.interval_coverage
 
 test: lint
 	$(RUN) -m pytest $(TESTS)
