@@ -86,7 +86,7 @@ def test_standardised_features_have_mean_0_and_deviation_1(network, pixels):
 def test_base_weights_come_from_a_file_that_keras_wrote(tree, tmp_path):
     keras.utils.set_random_seed(5)
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "mine.h5")
+    base.save(tmp_path / "mine.h5")
     settings = config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5"))
     network = model.build(settings)
     for ours, theirs in zip(network.get_layer("resnet50").get_weights(), base.get_weights()):
@@ -110,7 +110,7 @@ def fill(path, change):
 def test_code_in_a_weights_file_is_not_looked_at(tree, tmp_path):
     """The file of a whole model with a Lambda in it: its weights fit, its layers are never built."""
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "mine.h5")
+    base.save(tmp_path / "mine.h5")
     with h5py.File(tmp_path / "mine.h5", "a") as file:
         file.attrs["model_config"] = '{"class_name": "Lambda", "config": {"function": "no code"}}'
     network = model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5")))
@@ -124,7 +124,7 @@ def test_weights_of_another_format_are_refused(tree, tmp_path):
 
 
 def with_top(path):
-    keras.applications.ResNet50(weights=None).save_weights(path)
+    keras.applications.ResNet50(weights=None).save(path)
 
 
 @pytest.mark.parametrize("write, words", [
@@ -145,7 +145,7 @@ def test_wrong_weights_are_refused(tree, tmp_path, write, words):
 def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkeypatch):
     keras.utils.set_random_seed(6)
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "fetched.h5")
+    base.save(tmp_path / "fetched.h5")
     asked = []
     monkeypatch.setattr(
         keras.utils, "get_file", lambda *args, **kwargs: asked.append((args, kwargs)) or tmp_path / "fetched.h5"

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -235,14 +234,6 @@ def test_the_same_settings_give_the_same_bits(tree, work, mode):
         train.main(tiny_settings(tree, *MODES[mode], "train.epochs=2", f"train.run={name}"))
         outcomes.append(what_is_left(work / "runs" / name))
     assert outcomes[0] == outcomes[1]
-
-
-def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
-    keras.mixed_precision.set_global_policy("mixed_float16")
-    layers = keras.Sequential([keras.layers.Dense(1, input_shape=(2,), dtype="float32")])
-    layers.compile(keras.optimizers.SGD(), "mse")
-    scale = layers.optimizer._loss_scale
-    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(variable) for variable in resume._variables(layers)}
 
 
 def test_an_error_of_tensorflow_is_one_line(tmp_path, capsys):
