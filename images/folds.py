@@ -89,6 +89,11 @@ def _deal(groups: pd.DataFrame, folds: int, rng: np.random.RandomState) -> pd.Se
     return fold_of
 
 
+def is_published(table: pd.DataFrame) -> bool:
+    """Whether every patient of the table has a place in the published folds."""
+    return set(table.patient) <= set(csv_files.read(CANONICAL).patient)
+
+
 def read_canonical(table: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
     """The published folds, `splits/patient-5fold.csv`, of the images in a table.
 
