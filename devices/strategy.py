@@ -54,7 +54,7 @@ def scope(settings: config.Settings, run: Path) -> Iterator[Path]:
     except LOST as error:
         if settings.train.strategy == "one" or "TF_CONFIG" not in os.environ:
             raise
-        _start_again(run, error)
+        _start_again(run, settings.train, error)
 
 
 def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
@@ -135,7 +135,7 @@ def _folder_of_worker(run: Path) -> Iterator[Path]:
         yield folder
 
 
-def _start_again(run: Path, error: Exception) -> None:
+def _start_again(run: Path, train: config.Train, error: Exception) -> None:
     """Replaces this process by one that resumes the run; it waits for the worker that was lost."""
     if not run.exists():
         raise InputError(f"a worker was lost before the first step ({type(error).__name__}); start all of them again")
@@ -144,7 +144,9 @@ def _start_again(run: Path, error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os.execv(sys.executable, [sys.executable, sys.argv[0], "--resume", str(run)])
+    # The run's folder may not have them yet if --resume changes them.
+    epochs = [f"train.epochs={train.epochs}", f"train.fine_tune_epochs={train.fine_tune_epochs}"]
+    os.execv(sys.executable, [sys.executable, sys.argv[0], "--resume", str(run), *epochs])
 
 
 def barrier() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import keras
+import numpy as np
 import pandas as pd
 from pydantic import ConfigDict, Field
 
@@ -29,12 +30,18 @@ ARRAYS = "model.weights.h5"
 DAMAGE = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, RecursionError, MemoryError, zlib.error)
 
 
+# Features are float32; a deviation is the root of a variance of `model.floored`, which adds 1e-7.
+LARGEST = float(np.finfo(np.float32).max)
+Feature = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Deviation = Annotated[float, Field(ge=3e-4, le=LARGEST)]
+
+
 class FeatureStatistics(config.Section):
     """Statistics of the training features, by which images unlike them are noticed; of `out_of_distribution`."""
 
-    mean: list[float]
-    deviation: list[Annotated[float, Field(gt=0)]]
-    limit: float = Field(ge=0)
+    mean: list[Feature]
+    deviation: list[Deviation]
+    limit: float = Field(ge=0, le=LARGEST)
 
 
 class Metadata(config.Section):

@@ -85,6 +85,7 @@ def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list
 
 def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
+    # Mean and variance come from the same views in both modes, so that both standardise alike.
     standardize = settings.model.standardize and settings.model.base == "resnet50"
     if settings.cached or standardize:
         features = train_features(network, rows, settings)
@@ -99,8 +100,8 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
 
 
 def train_features(network: keras.Model, rows: Rows, settings: config.Settings) -> Features:
-    """The pooled features of the training rows, in `augment.views` views where training reads warped ones."""
-    return extraction.pooled(network, rows.train, settings, augmented=settings.cached and settings.augment.active)
+    """The pooled features of the training rows, in `augment.views` views where training warps its images."""
+    return extraction.pooled(network, rows.train, settings, augmented=settings.augment.active)
 
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:

@@ -65,7 +65,7 @@ def test_the_proposal_is_printed_as_lines_of_config_yaml(tested):
 
 def test_it_leaves_its_folder_and_no_run(tested):
     place, printed, *_ = tested
-    assert sorted(path.name for path in (place / "runs").iterdir()) == [".tiny-find-lr.lock", "tiny-find-lr"]
+    assert sorted(path.name for path in (place / "runs").iterdir()) == ["tiny-find-lr"]
     assert {path.name for path in (place / "runs/tiny-find-lr").iterdir()} == {"rates.csv", "rates.png"}
     assert "runs/tiny-find-lr/rates.png" in printed
 
