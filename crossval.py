@@ -3,6 +3,7 @@
 python crossval.py honest                                five folds of patients, each image is predicted once
 python crossval.py honest --repeats 5 --jobs 2           the same five times with other folds, two folds at a time
 python crossval.py slides data.protocol=slide            whole slides instead, or image
+python crossval.py papers --official                     the five official folds, all of their test images
 python crossval.py honest                                the same line goes on after a stop
 python crossval.py honest --repeats 5 --share 1/2        the first of two hosts; on the other: --share 2/2
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int | None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the folder under runs/ [from the settings]")
     parser.add_argument("--folds", type=int, default=5, help="outer folds, and inner ones where the units suffice [5]")
     parser.add_argument("--repeats", type=int, default=1, help="how often the folds are drawn anew [1]")
+    parser.add_argument("--official", action="store_true", help="test the five official folds instead")
     parser.add_argument(
         "--draw", action="store_true", help="draw the folds from data.seed; default: those of splits/, where they fit"
     )
@@ -73,8 +75,12 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     """
     if any(text.startswith("train.run=") for text in args.overrides):
         raise InputError("train.run is set by the cross-validation; give its NAME instead")
+    if args.official:
+        args.overrides.append("data.protocol=fold")
+        args.folds, args.repeats = 5, 1
     settings = config.load_settings(args.config, args.overrides)
-    unit = settings.data.protocol
+    # Whole patients validate under the official folds too.
+    unit = "patient" if args.official else settings.data.protocol
     if unit not in UNITS:
         raise InputError(f"data.protocol: a cross-validation needs one of {', '.join(UNITS)}, got {unit}")
     if args.folds < 2 or args.repeats < 1:
@@ -83,11 +89,11 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
         )
     if "TF_CONFIG" in os.environ and settings.train.strategy != "one":
         raise InputError("TF_CONFIG: a cross-validation is divided among hosts with --share; unset TF_CONFIG")
-    published = unit == "patient" and args.folds == 5 and not args.draw
-    plan = Plan(unit, args.folds, args.repeats, False, published, decision.check_rule(args.threshold))
+    published = unit == "patient" and args.folds == 5 and not (args.draw or args.official)
+    plan = Plan(unit, args.folds, args.repeats, args.official, published, decision.check_rule(args.threshold))
     if not args.name:
         digest = splits.digest(settings.to_yaml() + repr(plan))[:8]
-        args.name = f"crossval-{unit}-{args.folds}x{args.repeats}-{digest}"
+        args.name = f"crossval-{settings.data.protocol}-{args.folds}x{args.repeats}-{digest}"
     return config.load_settings(args.config, [*args.overrides, f"train.run={args.name}"]), plan
 
 
@@ -147,18 +153,23 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, share: s
 
 def read_images(settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
-    table = splits.select(data.read_table(settings.data), settings.data)
+    rows = data.read_table(settings.data)
+    # Each image once, whatever the protocol; the official folds have a row an image and fold.
+    rows = rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
     audit.image_folder(settings.data.root)
-    draw_folds(table, settings, plan)
-    table, dropped = audit.usable_rows(table, settings.data)
-    return table, draw_folds(table, settings, plan), dropped
+    draw_folds(rows, settings, plan)
+    table, dropped = audit.usable_rows(rows.drop_duplicates("filename").reset_index(drop=True), settings.data)
+    rows = rows.merge(table[["filename", "pixels"]], on="filename")
+    return table, draw_folds(rows, settings, plan), dropped
 
 
-def draw_folds(table: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.DataFrame:
+def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.DataFrame:
     """The tested images: filename, repeat, fold."""
-    if plan.published and folds.is_published(table):
-        return folds.read_canonical(table, plan.repeats)
-    return folds.draw(table, plan.unit, plan.folds, plan.repeats, settings.data.seed)
+    if plan.official:
+        return folds.official(rows)
+    if plan.published and folds.is_published(rows):
+        return folds.read_canonical(rows, plan.repeats)
+    return folds.draw(rows, plan.unit, plan.folds, plan.repeats, settings.data.seed)
 
 
 def test_fold(

@@ -92,7 +92,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
-    choice = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
+    choice = calibration.decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
     familiar = about.get("familiar") or describe_training(network, table, settings)
     checkpoint.amend(path, decision=choice, familiar=familiar)
 
@@ -126,22 +126,6 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     return table
 
 
-def decide(valid: pd.DataFrame, rule: str) -> dict:
-    """The checkpoint's `decision`: rule, threshold and temperature, from the validation set alone."""
-    malignant = (valid.label == "malignant").to_numpy()
-    enough = min(patients_of(valid).values()) >= decision.MIN_PATIENTS
-    return {
-        "rule": rule,
-        "threshold": calibration.choose_threshold(malignant, valid.probability, rule),
-        "temperature": calibration.fit_temperature(malignant, valid.probability) if enough else 1.0,
-    }
-
-
-def patients_of(rows: pd.DataFrame) -> dict[str, int]:
-    """The number of patients of each class."""
-    return {label: int(rows.patient[rows.label == label].nunique()) for label in data.LABELS}
-
-
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
     """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
     train = audit.with_pixels(table[table.set == "train"], settings.data)
@@ -159,8 +143,8 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": seed},
         "calibration": {
             "temperature": temperature,
-            "validation_patients": patients_of(valid),
-            "temperature_fitted": min(patients_of(valid).values()) >= decision.MIN_PATIENTS,
+            "validation_patients": calibration.patients_of(valid),
+            "temperature_fitted": min(calibration.patients_of(valid).values()) >= decision.MIN_PATIENTS,
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evaluation import metrics
+from evaluation import metrics, small_sample
 
 DRAWS = 2000
 LEVEL = 95
@@ -23,8 +23,9 @@ DRAWN_FOR_BANDS = 16_000_000
 def intervals(
     predictions: pd.DataFrame, threshold: float | pd.Series, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, dict]:
-    """95 % percentile intervals of every score, resampling patients and resampling images.
+    """95 % intervals of every score: the headline, and percentiles resampling patients and resampling images.
 
+    The headline is that of `small_sample` where it has one, else the one that resamples patients.
     Field and Welsh, "Bootstrapping Clustered Data", 2007. Each class is resampled separately, so that every draw has
     both classes, with as many patients (or images) as the test set.
 
@@ -35,7 +36,7 @@ def intervals(
         draws: their number.
 
     Returns:
-        score -> {"patient": [low, high], "image": [low, high]}. None replaces a pair where there is no interval: a
+        score -> {"headline": [low, high], "patient": [low, high], "image": [low, high]}. None replaces a pair where there is no interval: a
         class has a single patient (or image), or images are resampled for a patient-level score.
     """
     ends = {}
@@ -51,11 +52,12 @@ def intervals(
             if unit == "patient":
                 parts[-1] |= _weighted_patients(predictions, threshold, part)
         ends[unit] = {name: percentiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    ends = {"headline": {**ends["patient"], **small_sample.intervals(predictions)}, **ends}
     return {name: {unit: pairs.get(name) for unit, pairs in ends.items()} for name in metrics.SCORES}
 
 
 def table(results: dict) -> pd.DataFrame:
-    """A row per score: key, name, value, patient_low, patient_high, image_low, image_high; NaN for no interval."""
+    """A row per score: key, name, value, headline_low, headline_high, patient_low, patient_high, image_low, image_high; NaN for no interval."""
     rows = []
     for key, name in metrics.SCORES.items():
         pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}

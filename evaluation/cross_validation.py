@@ -34,7 +34,7 @@ def evaluate(folder: Path) -> Evaluation:
     Raises:
         InputError: a file is missing, damaged or from another cross-validation.
     """
-    settings, record = config.load_settings(folder / "config.yaml"), environment.read(folder)
+    settings, record = config.load_settings(folder / "config.yaml", of_run=True), environment.read(folder)
     drawn = cross_validation_files.read_folds(folder)
     results = cross_validation_files.read_results(folder, drawn)
     predictions = collect(results)
@@ -51,6 +51,8 @@ def evaluate(folder: Path) -> Evaluation:
         "notice": limits.printable(str(record.get("notice", ""))),
         "finished": True,
     }
+    if plan.official:
+        measured["cross_validation"]["published_figures"] = published_figures(predictions, table, drawn)
     text = "\n".join(
         [
             f"{describe_plan(plan)}; epoch, threshold and temperature are chosen for each fold on its "
@@ -117,6 +119,7 @@ def measure(predictions: pd.DataFrame, results: list[dict], settings: config.Set
     """The part of metrics.json that follows from the predictions; arguments as of this module's functions."""
     malignant, threshold = predictions.label == "malignant", predictions.threshold
     images = predictions.drop_duplicates("filename")
+    temperatures = pd.Series([result["decision"]["temperature"] for result in results])
     share = float((images.label == "malignant").mean())
     scaled = calibration.measure(malignant, predictions.probability, predictions.temperature)
     return metrics.measure(predictions, settings.data, threshold) | {
@@ -126,7 +129,8 @@ def measure(predictions: pd.DataFrame, results: list[dict], settings: config.Set
         "intervals": bootstrap.intervals(predictions, threshold, settings.data.seed),
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": settings.data.seed},
         "calibration": {
-            "temperature": float(np.mean([result["decision"]["temperature"] for result in results])),
+            "temperature": temperatures.mean(),
+            "over_folds": [temperatures.mean(), temperatures.min(), temperatures.max()],
             "valid": _mean_validation(results),
             "test": scaled,
         },
@@ -180,6 +184,39 @@ def score(rows: pd.DataFrame) -> dict:
     }
 
 
+def published_figures(predictions: pd.DataFrame, table: pd.DataFrame, drawn: pd.DataFrame) -> list[dict]:
+    """The figures that papers print of the official folds: mean and deviation (n - 1) over the five folds.
+
+    Args:
+        predictions: of `collect`.
+        table: a row an image, with pixels where known.
+        drawn: the tested images: filename, repeat, fold.
+
+    Returns:
+        A row for each magnification and for all: magnification, the accuracy of images, the recognition rate of
+        patients (Spanhol et al. 2016), both with their deviation, and `shared_patient`, the mean share of test images
+        whose patient is in the training part.
+    """
+    known = table if "pixels" in table else table.assign(pixels=table.filename)
+    rows = []
+    for (repeat, fold), tested in predictions.groupby(["repeat", "fold"]):
+        trained = table.patient.iloc[nested.parts(known, drawn, repeat, fold)[0]]
+        for mag in [*sorted(tested.mag.unique()), "all"]:
+            part = tested if mag == "all" else tested[tested.mag == mag]
+            rows.append(
+                {
+                    "magnification": str(mag),
+                    "accuracy": (part.prediction == part.label).mean(),
+                    "recognition_rate": metrics.by_patient(part, part.threshold).correct.mean(),
+                    "shared_patient": part.patient.isin(trained).mean(),
+                }
+            )
+    folds = pd.DataFrame(rows).groupby("magnification", sort=False)
+    mean, deviation = folds.mean(), folds.std()
+    mean["accuracy_deviation"], mean["recognition_rate_deviation"] = deviation.accuracy, deviation.recognition_rate
+    return mean.reset_index().to_dict("records")
+
+
 def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
     """What the test parts share with their training parts, as `leaks.measure` says it, over all folds.
 
@@ -195,4 +232,11 @@ def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
         shares.append(leaks.measure(sets)["shared"])
         sizes.append(len(test))
     mean = {key: float(np.average([each[key] for each in shares], weights=sizes)) for key in shares[0]}
-    return {"shared": mean, "shared_with_validation": dict.fromkeys(mean, 0.0), "both_sides": [], "sets": {}}
+    return {
+        "shared": mean,
+        "shared_with_validation": dict.fromkeys(mean, 0.0),
+        "validation_shared": dict.fromkeys(mean, 0.0),
+        "both_sides": [],
+        "sets": {},
+        "validation_patients": {},
+    }

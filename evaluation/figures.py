@@ -82,7 +82,9 @@ def score_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
     alt = f"Area under the ROC curve {areas[0]:.3f}, average precision {areas[1]:.3f}."
     yield ReportFigure("results", "curves", figure, "ROC and precision-recall", alt)
     figure = evaluation_plots.intervals(evaluation.scores)
-    yield ReportFigure("results", "intervals", figure, "Scores with both intervals", "The table of scores as a figure.")
+    yield ReportFigure(
+        "results", "intervals", figure, "Scores with their intervals", "The table of scores as a figure."
+    )
 
 
 def calibration_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:

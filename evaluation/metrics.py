@@ -12,6 +12,7 @@ import sklearn.metrics
 
 import config
 import data
+from evaluation import small_sample
 
 # Key in metrics.json -> name in tables and figures, in their order.
 SCORES = {
@@ -55,7 +56,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
             cross-validation one a row, of which metrics.json gets the mean.
 
     Returns:
-        Counts, every one of SCORES, per_class, confusion_matrix ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
+        Counts, a warning if a class has few patients, every one of SCORES, per_class, confusion_matrix ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
     """
     true, predicted = predictions.label, predictions.prediction
     by_class = sklearn.metrics.classification_report(
@@ -70,6 +71,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
         }
         for label in data.LABELS
     }
+    patients_by_class = {label: int(rows.patient.nunique()) for label, rows in predictions.groupby("label")}
     return {
         "protocol": settings.protocol,
         "seed": settings.seed,
@@ -77,7 +79,8 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
         "n": len(predictions),
         "slides": int(predictions.slide.nunique()),
         "patients": int(predictions.patient.nunique()),
-        "patients_by_class": {label: int(rows.patient.nunique()) for label, rows in predictions.groupby("label")},
+        "patients_by_class": patients_by_class,
+        "warning": small_sample.warning(patients_by_class),
         **score_decisions(predictions, per_class),
         **score_probabilities(true == "malignant", predictions.probability),
         **score_patients(predictions, threshold),

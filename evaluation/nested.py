@@ -86,29 +86,22 @@ def choose(prepared: Prepared, train: np.ndarray, plan: Plan) -> dict:
     inner = inner_folds(rows, plan, prepared.settings.data.seed)
     phases = [prepared.settings.train.epochs]
     probabilities = _inner_predictions(prepared, train, inner, phases)
-    losses = _losses(rows, probabilities)
+    losses = _losses(rows, probabilities, prepared.settings.train.select)
     epochs = [int(np.argmin(losses)) + 1]
     if prepared.settings.fine_tuned:
         # Every fold is fine-tuned from the epoch of the head that all folds together have chosen.
         probabilities = _inner_predictions(prepared, train, inner, [*epochs, prepared.settings.train.fine_tune_epochs])
-        losses = _losses(rows, probabilities)
+        losses = _losses(rows, probabilities, prepared.settings.train.select)
         epochs += [int(np.argmin(losses[epochs[0] - 1 :]))]
-    malignant, probability = (rows.label == "malignant").to_numpy(), probabilities[sum(epochs) - 1]
-    decision = decide(malignant, probability, plan.rule)
+    inner_predictions = rows.assign(probability=probabilities[sum(epochs) - 1])
+    decision = calibration.decide(inner_predictions, plan.rule)
     return {
         "epochs": epochs,
         "losses": losses.tolist(),
         "decision": decision,
-        "validation": calibration.measure(malignant, probability, decision["temperature"]),
-    }
-
-
-def decide(malignant: np.ndarray, probability: np.ndarray, rule: str) -> dict:
-    """The threshold of a rule and the temperature, both chosen on the same predictions."""
-    return {
-        "rule": rule,
-        "threshold": calibration.choose_threshold(malignant, probability, rule),
-        "temperature": calibration.fit_temperature(malignant, probability),
+        "validation": calibration.measure(
+            rows.label == "malignant", inner_predictions.probability, decision["temperature"]
+        ),
     }
 
 
@@ -129,12 +122,13 @@ def _inner_predictions(prepared: Prepared, train: np.ndarray, inner: np.ndarray,
     return probabilities
 
 
-def _losses(rows: pd.DataFrame, probabilities: np.ndarray) -> np.ndarray:
-    """The log loss after each epoch, in which both classes count equally."""
+def _losses(rows: pd.DataFrame, probabilities: np.ndarray, select: str) -> np.ndarray:
+    """The log loss after each epoch, as `train.select` weights the classes: balanced or plain."""
     malignant = (rows.label == "malignant").to_numpy()
+    parts = [malignant, ~malignant] if select == "balanced" else [np.full(len(rows), True)]
     return np.array(
         [
-            np.mean([calibration.log_loss(malignant[part], probability[part]) for part in (malignant, ~malignant)])
+            np.mean([calibration.log_loss(malignant[part], probability[part]) for part in parts])
             for probability in probabilities
         ]
     )

@@ -94,13 +94,19 @@ def to_text(evaluation: Evaluation) -> str:
 
 
 def _score_lines(evaluation: Evaluation) -> list[str]:
-    lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
+    lines = [f"{'':28} {'':>7}   95 % over patients   resampling patients   resampling images"]
     for row in evaluation.scores.itertuples():
         intervals = [
             "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
-            for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
+            for low, high in (
+                (row.headline_low, row.headline_high),
+                (row.patient_low, row.patient_high),
+                (row.image_low, row.image_high),
+            )
         ]
-        lines.append(f"{row.name:28} {row.value:7.4f}   {intervals[0]:24}   {intervals[1]}")
+        lines.append(f"{row.name:28} {row.value:7.4f}   {intervals[0]:18}   {intervals[1]:19}   {intervals[2]}")
+    if evaluation.results["warning"]:
+        lines += ["", textwrap.fill(f"warning: {evaluation.results['warning']}", 120)]
     if min(evaluation.results["patients_by_class"].values()) < 2:
         lines.append("(no interval over patients: one class of the test set has a single patient)")
     return lines
@@ -117,7 +123,15 @@ def _spread_lines(results: dict) -> list[str]:
         for part, values in found[f"over_{name}"].items():
             shown = [f"{key} {value:.4f}" for key, value in values.items() if value is not None]
             lines.append(f"{part} over {name}: {', '.join(shown) or '- (a single one)'}")
-    return [*lines, "", textwrap.fill(found["spread_note"], 120), ""]
+    lines += ["", textwrap.fill(found["spread_note"], 120), ""]
+    for row in found.get("published_figures", []):
+        lines.append(
+            f"official folds, magnification {row['magnification']:>3}: accuracy of images {row['accuracy']:.1%} +- "
+            f"{row['accuracy_deviation']:.1%}, recognition rate {row['recognition_rate']:.1%} +- "
+            f"{row['recognition_rate_deviation']:.1%}; {row['shared_patient']:.1%} of the test images have their patient "
+            "in training"
+        )
+    return [*lines, ""]
 
 
 def _groups_text(results: dict) -> str:

@@ -72,7 +72,7 @@ def with_known_precision(folder: Path, settings: config.Settings) -> config.Sett
     """The settings with the precision with which the cross-validation was started, which `auto` need not find again."""
     if not (folder / "config.yaml").is_file():
         return settings
-    known = config.load_settings(folder / "config.yaml").train.precision
+    known = config.load_settings(folder / "config.yaml", of_run=True).train.precision
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": known})})
 
 

@@ -88,9 +88,7 @@ def fit(
 
 def _upsampled(prepared: Prepared, train: np.ndarray) -> np.ndarray:
     rows = prepared.table.iloc[train].assign(row=train, set="train")
-    if prepared.settings.data.upsample:
-        rows = splits.upsample(rows, prepared.settings.data.seed)
-    return rows.row.to_numpy()
+    return splits.upsample(rows, prepared.settings.data).row.to_numpy()
 
 
 def _plan(prepared: Prepared, train: np.ndarray, held_out: np.ndarray) -> tuple[keras.Model, list[phases.Phase]]:
