@@ -5,6 +5,7 @@ python crossval.py honest --repeats 5 --jobs 2           the same five times wit
 python crossval.py slides data.protocol=slide            whole slides instead, or image
 python crossval.py papers --official                     the five official folds, all of their test images
 python crossval.py honest                                the same line goes on after a stop
+python crossval.py honest --final                        the same, and a model for predict.py, trained on all images
 python crossval.py honest --repeats 5 --share 1/2        the first of two hosts; on the other: --share 2/2
 
 Nested: epoch, threshold and temperature are chosen for each fold on inner folds of its training part alone; then a
@@ -27,10 +28,10 @@ import config
 import data
 import model
 from devices import precision, strategy
-from evaluation import cross_validation, nested
+from evaluation import cross_validation, final_model, nested
 from evaluation.nested import Plan
 from images import audit, folds, splits
-from safety import atomic_files, command_line, lock, signals
+from safety import atomic_files, command_line, lock
 from safety.errors import InputError
 from training import cross_validation_files, decision, environment, jobs, out_of_fold, resume
 
@@ -38,7 +39,7 @@ HERE = Path(__file__).parent
 UNITS = ["patient", "slide", "image"]
 
 
-def main(arguments: list[str]) -> int | None:
+def main(arguments: list[str]) -> None:
     """Trains and tests the missing folds of this share, then evaluates all folds if none is missing."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="the folder under runs/ [from the settings]")
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int | None:
     parser.add_argument(
         "--threshold", metavar="RULE", default="0.5", help=f"{decision.RULES}; chosen on the inner folds [0.5]"
     )
+    parser.add_argument("--final", action="store_true", help="then train the model to keep, on all images")
+    parser.add_argument("--folds-only", action="store_true", help="leave the evaluation to a later call")
     jobs.add_options(parser, "folds")
     config.add_settings(parser)
     args = parser.parse(arguments)
@@ -64,7 +67,7 @@ def main(arguments: list[str]) -> int | None:
         start_jobs(arguments, folder, [(number + count * job, count * args.jobs) for job in range(args.jobs)])
         # What follows finds all folds of this share.
     with resume.advice_on_stop(folder, ""), strategy.scope(settings, folder):
-        return cross_validate(folder, settings, plan, args.share)
+        cross_validate(folder, settings, plan, args)
 
 
 def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
@@ -81,6 +84,10 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     settings = config.load_settings(args.config, args.overrides)
     # Whole patients validate under the official folds too.
     unit = "patient" if args.official else settings.data.protocol
+    if args.official and args.final:
+        raise InputError(
+            "--final: needed is a cross-validation, since the official folds test some images several times"
+        )
     if unit not in UNITS:
         raise InputError(f"data.protocol: a cross-validation needs one of {', '.join(UNITS)}, got {unit}")
     if args.folds < 2 or args.repeats < 1:
@@ -107,7 +114,8 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
 
     def start(share: tuple[int, int]) -> Path | None:
         log = folder.with_name(f"{folder.name}-{share[0]}.log")
-        command = [sys.executable, HERE / "crossval.py", *arguments, "--jobs", "1", "--share", f"{share[0]}/{share[1]}"]
+        options = ["--folds-only", "--jobs", "1", "--share", f"{share[0]}/{share[1]}"]
+        command = [sys.executable, HERE / "crossval.py", *arguments, *options]
         with log.open("w") as file:
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
         return log if status else None
@@ -120,8 +128,8 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
         )
 
 
-def cross_validate(folder: Path, settings: config.Settings, plan: Plan, share: str) -> int | None:
-    """Trains and tests the missing folds of a share, then evaluates all if none is missing."""
+def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: argparse.Namespace) -> None:
+    """Trains and tests the missing folds of this share, then evaluates all if none is missing."""
     settings = cross_validation_files.with_known_precision(folder, precision.with_precision(settings))
     table, drawn, dropped = read_images(settings, plan)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
@@ -135,20 +143,20 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, share: s
     record.pop("leaks"), record.pop("split_sha256")
     cross_validation_files.open_folder(folder, settings, drawn, record)
     names = cross_validation_files.names(drawn)
-    missing = [pair for pair in jobs.share(names, share) if not cross_validation_files.is_finished(folder, *pair)]
+    missing = [pair for pair in jobs.share(names, args.share) if not cross_validation_files.is_finished(folder, *pair)]
     print(f"{len(names)} folds, of which this process trains and tests {len(missing)}; device: {device}", flush=True)
-    if missing:
-        with signals.deferred() as received:
-            prepared = out_of_fold.prepare(network, table, settings, received)
-            for repeat, fold in missing:
-                test_fold(folder, prepared, drawn, (repeat, fold), plan)
+    prepared = out_of_fold.prepare(network, table, settings) if missing or args.final else None
+    for repeat, fold in missing:
+        test_fold(folder, prepared, drawn, (repeat, fold), plan)
     absent = [pair for pair in names if not cross_validation_files.is_finished(folder, *pair)]
     if absent:
         print(f"{len(absent)} folds of other shares are missing; the last share evaluates all")
-        return None
+    if absent or args.folds_only:
+        return
     with lock.exclusive(folder):
-        cross_validation.evaluate(folder)
-    return None
+        evaluation = cross_validation.evaluate(folder)
+        if args.final:
+            print(f"final model: {final_model.train(folder, prepared, evaluation)}")
 
 
 def read_images(settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:

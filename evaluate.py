@@ -10,6 +10,7 @@ It needs only the run's folder and the images: settings, split and threshold are
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import safety.startup  # noqa: F401  before any other import
@@ -19,13 +20,22 @@ import pandas as pd
 
 import config
 import data
-from evaluation import bootstrap, calibration, comparison, metrics, out_of_distribution, predictions, report
+from evaluation import (
+    bootstrap,
+    calibration,
+    comparison,
+    cross_validation,
+    metrics,
+    out_of_distribution,
+    predictions,
+    report,
+)
 from evaluation.evaluation import Evaluation
 from features import extraction
 from images import audit, leaks, splits
 from safety import atomic_files, command_line, limits, lock
 from safety.errors import InputError
-from training import checkpoint, decision, environment, resume
+from training import checkpoint, cross_validation_files, decision, environment, resume
 
 
 def main(arguments: list[str]) -> None:
@@ -41,14 +51,32 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
-    paths = [find(Path(run)) for run in args.runs]
-    evaluations = {}
-    for path in paths:
+    crossed = [Path(run) for run in args.runs if cross_validation_files.is_cross_validation(Path(run))]
+    evaluations = evaluate_cross_validations(crossed, args) if crossed else {}
+    for path in [] if crossed else [find(Path(run)) for run in args.runs]:
         with lock.exclusive(path.parent):
             atomic_files.remove_leftovers(path.parent)
             evaluations[path.parent] = evaluate(path, rule, args.split)
     if len(evaluations) > 1:
         comparison.compare(evaluations)
+
+
+def evaluate_cross_validations(folders: list[Path], args: argparse.Namespace) -> dict[Path, Evaluation]:
+    """Evaluates cross-validations anew, from the predictions of their folds.
+
+    Raises:
+        InputError: there are runs among them, or an option that only a run has.
+    """
+    if len(folders) < len(args.runs) or args.threshold or args.split:
+        raise InputError(
+            f"{folders[0]} is a cross-validation: allowed next to it are other cross-validations, without --threshold "
+            "and --split; crossval.py --threshold chooses on inner folds"
+        )
+    evaluations = {}
+    for folder in folders:
+        with lock.exclusive(folder):
+            evaluations[folder] = cross_validation.evaluate(folder)
+    return evaluations
 
 
 def find(run: Path) -> Path:

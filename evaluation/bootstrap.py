@@ -36,8 +36,9 @@ def intervals(
         draws: their number.
 
     Returns:
-        score -> {"headline": [low, high], "patient": [low, high], "image": [low, high]}. None replaces a pair where there is no interval: a
-        class has a single patient (or image), or images are resampled for a patient-level score.
+        score -> {"headline": [low, high], "patient": [low, high], "image": [low, high]}. None replaces a pair where
+        there is no interval: a class has a single patient (or image), or images are resampled for a patient-level
+        score.
     """
     ends = {}
     for unit, column in {"patient": "patient", "image": "filename"}.items():
@@ -57,7 +58,7 @@ def intervals(
 
 
 def table(results: dict) -> pd.DataFrame:
-    """A row per score: key, name, value, headline_low, headline_high, patient_low, patient_high, image_low, image_high; NaN for no interval."""
+    """A row per score: key, name, value, and low and high of headline, patient and image; NaN for no interval."""
     rows = []
     for key, name in metrics.SCORES.items():
         pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}

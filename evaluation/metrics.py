@@ -56,7 +56,8 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
             cross-validation one a row, of which metrics.json gets the mean.
 
     Returns:
-        Counts, a warning if a class has few patients, every one of SCORES, per_class, confusion_matrix ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
+        Counts, a warning if a class has few patients, every one of SCORES, per_class, confusion_matrix
+        ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
     """
     true, predicted = predictions.label, predictions.prediction
     by_class = sklearn.metrics.classification_report(

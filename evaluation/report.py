@@ -128,8 +128,8 @@ def _spread_lines(results: dict) -> list[str]:
         lines.append(
             f"official folds, magnification {row['magnification']:>3}: accuracy of images {row['accuracy']:.1%} +- "
             f"{row['accuracy_deviation']:.1%}, recognition rate {row['recognition_rate']:.1%} +- "
-            f"{row['recognition_rate_deviation']:.1%}; {row['shared_patient']:.1%} of the test images have their patient "
-            "in training"
+            f"{row['recognition_rate_deviation']:.1%}; {row['shared_patient']:.1%} of the test images have "
+            "their patient in training"
         )
     return [*lines, ""]
 

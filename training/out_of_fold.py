@@ -14,6 +14,7 @@ import model
 from features import extraction, feature_datasets
 from features.extraction import Features
 from images import splits
+from safety import signals
 from safety.errors import InputError
 from training import callbacks, phases
 
@@ -28,7 +29,6 @@ class Prepared(NamedTuple):
         initial: the weights of the head before training.
         plain: the features of each image, where a head alone is trained on cached ones, else None.
         trained_on: the same in `augment.views` views, where training reads warped ones.
-        received: the signals received so far, of `signals.deferred`; training stops after the step.
     """
 
     settings: config.Settings
@@ -37,10 +37,9 @@ class Prepared(NamedTuple):
     initial: list[np.ndarray]
     plain: Features | None
     trained_on: Features | None
-    received: list[int]
 
 
-def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings, received: list[int]) -> Prepared:
+def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> Prepared:
     """Computes the features of all images, or reads them from the cache; arguments as in `Prepared`."""
     # Every head is a graph of its own, which TensorFlow's logger takes for a mistake.
     tf.get_logger().setLevel("ERROR")
@@ -49,7 +48,7 @@ def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings
         plain = extraction.pooled(network, table, settings)
         trained_on = extraction.pooled(network, table, settings, augmented=True) if settings.augment.active else plain
     initial = model.head(network).get_weights()
-    return Prepared(settings, table.reset_index(drop=True), network, initial, plain, trained_on, received)
+    return Prepared(settings, table.reset_index(drop=True), network, initial, plain, trained_on)
 
 
 def _head_alone(settings: config.Settings) -> bool:
@@ -82,7 +81,8 @@ def fit(
         model.compile_model(phase.trained, prepared.settings.train, phase.rate)
         shortened = phase._replace(epochs=range(phase.epochs.start, phase.epochs.start + count))
         recorder = _Predictions(phase, predicted)
-        phases.fit(shortened, [recorder, callbacks.StopOnSignal(prepared.received)], phase.epochs.start, verbose=0)
+        with signals.deferred() as received:
+            phases.fit(shortened, [recorder, callbacks.StopOnSignal(received)], phase.epochs.start, verbose=0)
     return network, np.array(predicted)
 
 

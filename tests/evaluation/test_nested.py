@@ -12,7 +12,7 @@ from tiny_tree import REAL, fold_rows
 
 import config
 import data
-from evaluation import cross_validation, metrics, nested
+from evaluation import cross_validation, final_model, metrics, nested
 from evaluation.nested import Plan
 from images import folds, splits
 from training import out_of_fold
@@ -49,7 +49,7 @@ class Heads:
 
 
 def prepared_with(table, *overrides):
-    return Prepared(config.load_settings(None, ["train.epochs=4", *overrides]), table, None, [], None, None, [])
+    return Prepared(config.load_settings(None, ["train.epochs=4", *overrides]), table, None, [], None, None)
 
 
 def run(table, heads, plan, drawn=None):
@@ -161,3 +161,48 @@ def test_a_patient_is_classified_once_a_repeat_at_the_threshold_of_its_fold():
     patients = metrics.by_patient(rows, rows.threshold).set_index("patient")
     assert patients.pooled_correct.to_dict() == {"a": 0.5, "b": 0.5}
     assert patients.correct.to_dict() == {"a": 0.5, "b": 0.5}
+
+
+def test_no_patient_validates_and_trains_under_the_official_folds(full_table):
+    drawn = folds.official(full_table)
+    table = full_table.drop_duplicates("filename").reset_index(drop=True)
+    # Slide 13412 has images of equal pixels under two names, on both sides of some folds.
+    table["pixels"] = table.filename.str.replace("_DC-14-13412", "_LC-14-13412", regex=False)
+    plan, official = Plan("patient", 5, 1, True, False, "0.5"), full_table.set_index(["fold", "filename"]).grp
+    for fold in range(1, 6):
+        train, test = nested.parts(table, drawn, fold, fold)
+        assert (
+            len(test) == (official[fold] == "test").sum() and (official[fold][table.filename[train]] == "train").all()
+        )
+        assert not set(table.pixels[train]) & set(table.pixels[test])
+        rows = table.iloc[train]
+        inner = nested.inner_folds(rows, plan, seed=0)
+        assert (
+            rows.patient.groupby(rows.patient)
+            .transform("size")
+            .eq(rows.groupby(["patient", inner]).patient.transform("size"))
+            .all()
+        )
+        assert pd.Series(inner).value_counts().size == 5
+
+
+def test_what_papers_print_of_the_official_folds(table):
+    rows = pd.concat([table.assign(fold=fold, grp=["test", "train"] * (len(table) // 2)) for fold in range(1, 6)])
+    drawn = folds.official(rows)
+    predictions = table.merge(drawn, on="filename").assign(probability=0.9, prediction="malignant", threshold=0.5)
+    found = pd.DataFrame(cross_validation.published_figures(predictions, table, drawn)).set_index("magnification")
+    tested = table.iloc[::2]
+    right = tested.label == "malignant"
+    assert list(found.index) == ["40", "100", "200", "400", "all"]
+    assert found.accuracy["all"] == pytest.approx(right.mean()) and found.accuracy_deviation["all"] == pytest.approx(0)
+    assert found.recognition_rate["all"] == pytest.approx(right.groupby(tested.patient).mean().mean())
+    assert found.shared_patient["all"] == 1
+
+
+def test_the_final_model_has_the_median_epochs_and_the_cross_validated_scores():
+    choices = [{"epochs": [3, 2]}, {"epochs": [7, 0]}, {"epochs": [12, 1]}]
+    assert final_model.epochs(choices) == [7, 1]
+    scores = dict.fromkeys(final_model.SCORES, 0.8)
+    intervals = {name: {"headline": [0.7, 0.9]} for name in scores} | {"specificity": {"headline": None}}
+    found = final_model.evidence({**scores, "patients": 19, "intervals": intervals}, "5 folds")
+    assert found["roc_auc"] == [0.8, 0.7, 0.9] and found["specificity"] == [0.8, 0, 1] and found["patients"] == 19
