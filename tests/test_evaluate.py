@@ -250,7 +250,7 @@ def test_the_temperature_of_few_patients_is_left_at_1_and_the_report_says_so(pat
         "label": ["benign"] * 60 + ["malignant"] * 60, "probability": rng.uniform(0.001, 0.999, 120),
         "patient": [f"b{n % patients}" for n in range(60)] + [f"m{n % 9}" for n in range(60)],
     })  # fmt: skip
-    choice = evaluate.decide(valid, "0.5")
+    choice = calibration.decide(valid, "0.5")
     expected = calibration.fit_temperature(valid.label == "malignant", valid.probability)
     assert abs(expected - 1) > 0.1 and choice["temperature"] == (expected if fitted else 1.0)
     counts = {"benign": patients, "malignant": 9}

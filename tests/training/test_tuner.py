@@ -81,7 +81,7 @@ def test_poisoned_test_labels_and_images_change_nothing(place, tree, work, monke
     poisoned, seen = work / "breakhis", []
     shutil.copytree(tree, poisoned)
 
-    def split(table, settings):
+    def split(table, settings, *rest):
         table = inner(table, settings)
         test = table.set == "test"
         for number, path in enumerate(sorted(set(table.path[test]))):
