@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import safety.startup  # noqa: F401  before any other import
+
 import argparse
 import difflib
 import io
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
-
-import safety.startup  # noqa: F401  before any other import
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -159,7 +159,8 @@ class Train(Section):
     )
     fine_tune_lr: float = Field(gt=0, description="constant learning rate of fine-tuning, above 0")
     features: Literal["cached", "end_to_end"] = Field(
-        description="cached (base runs once for each image) or end_to_end (every image through the network each epoch)"
+        description="cached (base runs once for each image and view; fixed warps) or end_to_end (whole network each "
+        "epoch; fresh warps)"
     )
     cache_gib: float = Field(
         gt=0,

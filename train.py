@@ -4,17 +4,20 @@ python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with the settings of thesis.yaml, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
 python train.py --resume runs/NAME                     resumes a run that was stopped
+python train.py --resume runs/NAME train.epochs=24     the same, or trains a finished run longer
 python train.py --find-lr                              proposes initial_lr and maximal_lr; keeps no model
 python train.py --tune 40                              searches for settings in 40 trials; keeps no model
 """
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import pandas as pd
@@ -52,18 +55,19 @@ def main(arguments: list[str]) -> None:
     parser = command_line.CommandLine(__doc__)
     config.add_settings(parser)
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run that was stopped: runs/NAME")
+    modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run: runs/NAME")
     modes.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
     modes.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search in the ranges of the section tune")
     args = parser.parse(arguments)
     if args.resume:
-        run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
+        run, settings = args.resume, resume.settings_of(args.resume, args.config, args.overrides)
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = Path("runs") / name_of(settings)
     if args.find_lr or args.tune:
         return search(run, settings, args.tune)
-    with resume.advice_on_stop(run, f"--resume {run}"), strategy.scope(settings, run) as folder, lock.exclusive(folder):
+    again = " ".join(["--resume", str(run), *(args.overrides if args.resume else [])])
+    with resume.advice_on_stop(run, again), strategy.scope(settings, run) as folder, lock.exclusive(folder):
         if folder.exists() and not args.resume:
             raise InputError(f"train.run: {run} exists, and a run is never overwritten; give another name")
         train(folder, prepare(settings, bool(args.resume)))
@@ -102,7 +106,7 @@ def train(run: Path, experiment: Experiment) -> None:
     """Trains all phases of a run; a run whose folder exists is resumed."""
     settings, table, rows, network, record = experiment
     if run.exists():
-        resume.reopen(run, record)
+        resume.reopen(run, record, settings)
     plan = phases.prepare(network, rows, settings)
     if not run.exists():
         environment.write_first_files(run, settings, table, record)

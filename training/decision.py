@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 import config
 from safety.errors import InputError
@@ -56,4 +56,10 @@ class Decision(config.Section):
 
     rule: Annotated[str, AfterValidator(check_rule)]
     threshold: float = Field(ge=0, le=1)
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])
+
+    @model_validator(mode="after")
+    def _threshold_is_that_of_the_rule(self) -> Decision:
+        if not is_chosen(self.rule) and self.threshold != float(self.rule):
+            raise ValueError(f"threshold must be the number of its rule, {self.rule}, got {self.threshold}")
+        return self

@@ -54,6 +54,18 @@ def test_the_folder_holds_a_row_a_trial_and_what_is_next(place):
     assert not (place / "runs" / "tiny").exists()
 
 
+@pytest.mark.parametrize("seed, expected", [(0, 1), (2**32 - 2, 2**32 - 1), (2**32 - 1, 1)])
+def test_every_seed_of_the_settings_is_one_of_the_search(tmp_path, seed, expected):
+    settings = config.load_settings(None, [f"data.seed={seed}"])
+    oracle = tuner._tuner(20, tmp_path, tuner.Prepared(settings, "images", None, None, {})).oracle
+    for _ in range(20):
+        trial = oracle.create_trial("tuner0")
+        oracle.update_trial(trial.trial_id, {"val_loss": 1.0})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    assert oracle.seed == expected
+
+
 def test_the_winner_run_by_train_gives_the_score_of_the_search(place, work):
     tried = pd.read_csv(place / "runs/tiny-tune/trials.csv")
     best, monitor = tried.loc[tried.val_loss.idxmin()], "val_balanced_loss"
@@ -69,7 +81,7 @@ def test_poisoned_test_labels_and_images_change_nothing(place, tree, work, monke
     poisoned, seen = work / "breakhis", []
     shutil.copytree(tree, poisoned)
 
-    def split(table, settings):
+    def split(table, settings, *rest):
         table = inner(table, settings)
         test = table.set == "test"
         for number, path in enumerate(sorted(set(table.path[test]))):
@@ -303,7 +315,7 @@ def test_what_has_one_value_is_fixed_and_the_rest_is_searched():
     ("tune.maximal_lr=[0.1]", "tune.maximal_lr: list should have at least 2"),
     ("tune.initial_share=[0.1,2]", "tune.initial_share.1"),
     ("tune.momentum=[1.0]", "tune.momentum.0"),
-    ("tune.epochs=[3,3]", "choices must differ"),
+    ("tune.epochs=[3,3]", "choices that all differ"),
     ("tune.standardize=[]", "at least 1"),
     ("tune.batch_size=16", "tune.batch_size: input should be a valid list"),
     ("tune.objective=test_loss", "'val_loss' or 'val_auc'"),
