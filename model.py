@@ -207,11 +207,6 @@ class BalancedLoss(keras.metrics.Metric):
         """The loss, in nats; a class without rows counts as 0."""
         return tf.reduce_mean(tf.math.divide_no_nan(self.total, self.count))
 
-    def reset_state(self) -> None:
-        """Forgets all batches; the method of Keras 2 takes numbers alone."""
-        for variable in (self.total, self.count):
-            variable.assign(tf.zeros(variable.shape))
-
 
 def compile_model(
     model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
