@@ -14,6 +14,7 @@ import safety.startup
 
 safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
 
+import argparse
 from pathlib import Path
 
 import keras
@@ -21,12 +22,22 @@ import pandas as pd
 
 import config
 import data
-from evaluation import bootstrap, calibration, comparison, metrics, out_of_distribution, predictions, report
+from evaluation import (
+    bootstrap,
+    calibration,
+    comparison,
+    cross_validation,
+    metrics,
+    out_of_distribution,
+    predictions,
+    report,
+)
 from evaluation.evaluation import Evaluation
 from features import extraction
 from images import audit, leaks, splits
-from safety import command_line, limits, lock
-from training import checkpoint, decision, environment, resume
+from safety import atomic_files, command_line, limits, lock
+from safety.errors import InputError
+from training import checkpoint, cross_validation_files, decision, environment, resume
 
 
 def main(arguments: list[str]) -> None:
@@ -42,13 +53,51 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
-    paths = [checkpoint.find(Path(run)) for run in args.runs]
-    evaluations = {}
-    for path in paths:
+    crossed = [Path(run) for run in args.runs if cross_validation_files.is_cross_validation(Path(run))]
+    evaluations = evaluate_cross_validations(crossed, args) if crossed else {}
+    for path in [] if crossed else [find(Path(run)) for run in args.runs]:
         with lock.exclusive(path.parent):
+            atomic_files.remove_leftovers(path.parent)
             evaluations[path.parent] = evaluate(path, rule, args.split)
     if len(evaluations) > 1:
         comparison.compare(evaluations)
+
+
+def evaluate_cross_validations(folders: list[Path], args: argparse.Namespace) -> dict[Path, Evaluation]:
+    """Evaluates cross-validations anew, from the predictions of their folds.
+
+    Raises:
+        InputError: there are runs among them, or an option that only a run has.
+    """
+    if len(folders) < len(args.runs) or args.threshold or args.split:
+        raise InputError(
+            f"{folders[0]} is a cross-validation: allowed next to it are other cross-validations, without --threshold "
+            "and --split; crossval.py --threshold chooses on inner folds"
+        )
+    evaluations = {}
+    for folder in folders:
+        with lock.exclusive(folder):
+            evaluations[folder] = cross_validation.evaluate(folder)
+    return evaluations
+
+
+def find(run: Path) -> Path:
+    """The checkpoint of a run, in the run's folder.
+
+    Args:
+        run: the folder, or the checkpoint in it.
+
+    Raises:
+        InputError: there is no checkpoint, or no split next to it.
+    """
+    path = checkpoint.find(run)
+    split = path.with_name("split.csv")
+    if not split.is_file():
+        raise InputError(
+            f"{split}: there is no such split, which names the test images; {path.name} was moved out of its run, or "
+            "split.csv was: needed is a run's folder with both, got one alone"
+        )
+    return path
 
 
 def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
@@ -73,14 +122,15 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
-    choice = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
+    choice = calibration.decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
     familiar = about.get("familiar") or describe_training(network, table, settings)
     checkpoint.amend(path, decision=choice, familiar=familiar)
 
     test = test.assign(prediction=metrics.classify(test.probability, choice["threshold"]))
     results = measure(test, valid, settings, choice) | describe_run(path, table, settings, other_split)
     folder = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
-    evaluation = Evaluation(results, test, folder, leaks.describe(table), settings, environment.read(path.parent))
+    split_description = leaks.describe(table, splits.training_rows(table, settings.data))
+    evaluation = Evaluation(results, test, folder, split_description, settings, environment.read(path.parent))
     report.write(evaluation, network)
     return evaluation
 
@@ -106,16 +156,6 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     return table
 
 
-def decide(valid: pd.DataFrame, rule: str) -> dict:
-    """The checkpoint's `decision`: rule, threshold and temperature, from the validation set alone."""
-    malignant = (valid.label == "malignant").to_numpy()
-    return {
-        "rule": rule,
-        "threshold": calibration.choose_threshold(malignant, valid.probability, rule),
-        "temperature": calibration.fit_temperature(malignant, valid.probability),
-    }
-
-
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
     """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
     train = audit.with_pixels(table[table.set == "train"], settings.data)
@@ -133,6 +173,8 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": seed},
         "calibration": {
             "temperature": temperature,
+            "validation_patients": calibration.patients_of(valid),
+            "temperature_fitted": min(calibration.patients_of(valid).values()) >= decision.MIN_PATIENTS,
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))
@@ -149,7 +191,7 @@ def describe_run(path: Path, table: pd.DataFrame, settings: config.Settings, oth
         "base": settings.model.base,
         "weights": settings.model.weights,
         "split": limits.printable(other_split or "of the run"),
-        "leaks": leaks.measure(table),
+        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
         "malignant_share": malignant_shares(table),
         "notice": data.notice(settings.data.root),
         "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),

@@ -9,9 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_addons as tfa
 
 import config
+from devices import keras_stack, precision
 from safety import hdf5_files
 from safety.errors import InputError
 
@@ -121,8 +121,7 @@ def _fetch_imagenet() -> Path:
 def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """A part of the model as one graph, for inference.
 
-    XLA compiles it on a GPU; on a CPU that would be slower than TensorFlow's own kernels. A frozen graph, with its
-    weights as constants, is hardly faster and takes three times the memory.
+    A frozen graph, with its weights as constants, is hardly faster and takes three times the memory.
 
     Args:
         part: from the pixels on.
@@ -132,8 +131,8 @@ def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.
         A function of images (batch, size, size, 3), float32.
     """
     shape = tf.TensorSpec((batch, *part.input_shape[1:]), tf.float32)
-    on_gpu = bool(tf.config.list_logical_devices("GPU"))
-    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+    xla = precision.use_xla()
+    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=xla)
 
 
 def head(model: keras.Model) -> keras.Model:
@@ -153,7 +152,7 @@ def pooled(model: keras.Model) -> keras.Model:
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
     """Sets the mean and variance (2048,) of the training features in the standardising layer."""
     layer = model.get_layer("standardize")
-    layer.set_weights([mean, floored(variance), 0])
+    layer.set_weights([mean, floored(variance), np.array(0)])
     layer.finalize_state()
 
 
@@ -169,7 +168,7 @@ def halve_each_cycle(cycle: tf.Tensor) -> tf.Tensor:
     return 1 / 2.0 ** (cycle - 1)
 
 
-def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLearningRate:
+def cyclical_rate(train: config.Train, rows: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate as a function of the step: a triangle from initial_lr to maximal_lr, halved at each cycle.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (triangular2).
@@ -178,13 +177,35 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
         train: the section `train` of the settings.
         rows: of the upsampled training set; half a cycle is step_size_epochs times rows // batch_size steps.
     """
-    return tfa.optimizers.CyclicalLearningRate(
-        initial_learning_rate=train.initial_lr,
-        maximal_learning_rate=train.maximal_lr,
-        step_size=train.step_size_epochs * max(1, rows // train.batch_size),
-        scale_fn=halve_each_cycle,
-        scale_mode="cycle",
-    )
+    step_size = train.step_size_epochs * max(1, rows // train.batch_size)
+    return keras_stack.cyclical_rate(train.initial_lr, train.maximal_lr, step_size, halve_each_cycle)
+
+
+@keras.saving.register_keras_serializable("breakhis")
+class BalancedLoss(keras.metrics.Metric):
+    """The mean of the two classes' mean binary cross-entropies: each class counts equally, whatever its size."""
+
+    def __init__(self, name: str = "balanced_loss", **options: object) -> None:
+        super().__init__(name=name, **options)
+        self.total = self.add_weight(name="total", shape=(2,), initializer="zeros")
+        self.count = self.add_weight(name="count", shape=(2,), initializer="zeros")
+
+    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        """Adds a batch: labels and probabilities (n, 1); weights are not used, so that each row counts once."""
+        y_true = tf.cast(y_true, y_pred.dtype)
+        losses = keras.losses.binary_crossentropy(y_true, y_pred)
+        classes = tf.concat([1 - y_true, y_true], axis=1)
+        self.total.assign_add(tf.linalg.matvec(classes, losses, transpose_a=True))
+        self.count.assign_add(tf.reduce_sum(classes, axis=0))
+
+    def reset_state(self) -> None:
+        """Starts a new epoch; Keras 2's own reset assigns scalars."""
+        for variable in (self.total, self.count):
+            variable.assign(tf.zeros((2,)))
+
+    def result(self) -> tf.Tensor:
+        """The loss, in nats; a class without rows counts as 0."""
+        return tf.reduce_mean(tf.math.divide_no_nan(self.total, self.count))
 
 
 def compile_model(
@@ -194,12 +215,13 @@ def compile_model(
 
     Args:
         model: the whole network or a part that ends with the head.
-        train: the section `train` of the settings, for the momentum.
+        train: the section `train` of the settings, for the momentum and the loss that chooses the epoch.
         rate: the learning rate as a function of the step.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
-    model.distribute_reduction_method = "first"
+    if several:
+        # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
+        model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
@@ -210,10 +232,13 @@ def compile_model(
             keras.metrics.Precision(name="precision"),
             keras.metrics.Recall(name="recall"),
             keras.metrics.AUC(name="auc"),
+            *([BalancedLoss()] if train.select == "balanced" else []),
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
         steps_per_execution=64 if model.name == HEAD else 1,
+        # XLA adds in another order; Keras 3 would choose it by itself.
+        jit_compile=False,
     )
 
 

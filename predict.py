@@ -185,6 +185,7 @@ def print_notes(about: dict, table: pd.DataFrame, skipped: list[Path]) -> None:
     """Prints to standard error what a reader of the table has to know, a line each."""
     unread = int((table.error != "").sum())
     lines = [
+        _evidence(about["cross_validated"]) if about.get("cross_validated") else "",
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
         f"{unread} of {len(table)} images could not be read; the column `error` says why" if unread else "",
@@ -192,6 +193,15 @@ def print_notes(about: dict, table: pd.DataFrame, skipped: list[Path]) -> None:
         RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)
+
+
+def _evidence(scores: dict) -> str:
+    """What is known of a model that is trained on all images, which no test set is left for."""
+    value, low, high = scores["balanced_accuracy"]
+    return (
+        f"this model is trained on all images; cross-validated balanced accuracy of its settings: {value:.3f} "
+        f"({low:.3f} to {high:.3f}, 95 % over {scores['patients']} patients; {scores['folds']})"
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python train.py                                        with config.yaml
 python train.py --config thesis.yaml train.run=thesis  with the settings of thesis.yaml, into runs/thesis
 python train.py data.protocol=slide train.epochs=20    with single settings changed
 python train.py --resume runs/NAME                     resumes a run that was stopped
+python train.py --resume runs/NAME train.epochs=24     the same, or trains a finished run longer
 python train.py --find-lr                              proposes initial_lr and maximal_lr; keeps no model
 python train.py --tune 40                              searches for settings in 40 trials; keeps no model
 """
@@ -54,26 +55,27 @@ def main(arguments: list[str]) -> None:
     parser = command_line.CommandLine(__doc__)
     config.add_settings(parser)
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run that was stopped: runs/NAME")
+    modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run: runs/NAME")
     modes.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
     modes.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search in the ranges of the section tune")
     args = parser.parse(arguments)
     if args.resume:
-        run, settings = args.resume, resume.settings_of(args.resume, [*filter(None, [args.config]), *args.overrides])
+        run, settings = args.resume, resume.settings_of(args.resume, args.config, args.overrides)
     else:
         settings = config.load_settings(args.config, args.overrides)
         run = Path("runs") / name_of(settings)
     if args.find_lr or args.tune:
         return search(run, settings, args.tune)
-    with resume.advice_on_stop(run, f"--resume {run}"), strategy.scope(settings, run) as folder, lock.exclusive(folder):
+    again = " ".join(["--resume", str(run), *(args.overrides if args.resume else [])])
+    with resume.advice_on_stop(run, again), strategy.scope(settings, run) as folder, lock.exclusive(folder):
         if folder.exists() and not args.resume:
             raise InputError(f"train.run: {run} exists, and a run is never overwritten; give another name")
-        train(folder, prepare(settings))
+        train(folder, prepare(settings, bool(args.resume)))
     print(f"run: {run}")
 
 
-def prepare(settings: config.Settings) -> Experiment:
-    """Reads the table, checks and splits the images, and builds the network.
+def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
+    """Reads the table, checks and splits the images, and builds the network; arguments as in `splits.split`.
 
     Raises:
         InputError: the data or the settings cannot be used; as much as possible is checked before the images are read.
@@ -81,7 +83,7 @@ def prepare(settings: config.Settings) -> Experiment:
     """
     table = data.read_table(settings.data)
     audit.image_folder(settings.data.root)
-    splits.split(table, settings.data)
+    splits.split(table, settings.data, resumed)
     settings = precision.with_precision(settings)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
@@ -89,18 +91,14 @@ def prepare(settings: config.Settings) -> Experiment:
     table, dropped = audit.usable_rows(splits.select(table, settings.data), settings.data)
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
-    table = splits.split(table, settings.data)
-    images = table[table.set == "train"]
-    upsampled = splits.upsample(images, settings.data.seed) if settings.data.upsample else images
-    rows = phases.Rows(upsampled, table[table.set == "valid"])
+    table = splits.split(table, settings.data, resumed)
+    rows = phases.Rows(splits.training_rows(table, settings.data), table[table.set == "valid"])
 
     record = environment.collect(settings, table, network)
     record |= {"device": device, "data_sha256": data_sha256, "dropped": dropped}
-    counts = (
-        f"training rows: {len(upsampled)} of {upsampled.filename.nunique()} images, out of {images.filename.nunique()}"
-    )
+    sets = leaks.describe(table, rows.train)
     notice = [record["notice"]] if record["notice"] else []
-    print(settings.to_yaml(), leaks.describe(table), "", counts, f"device: {device}", *notice, sep="\n")
+    print(settings.to_yaml(), sets, f"device: {device}", *notice, sep="\n")
     return Experiment(settings, table, rows, network, record)
 
 
@@ -108,11 +106,13 @@ def train(run: Path, experiment: Experiment) -> None:
     """Trains all phases of a run; a run whose folder exists is resumed."""
     settings, table, rows, network, record = experiment
     if run.exists():
-        resume.reopen(run, record)
+        resume.reopen(run, record, settings)
     plan = phases.prepare(network, rows, settings)
     if not run.exists():
         environment.write_first_files(run, settings, table, record)
-    save_best = callbacks.SaveBest(network, run / "best_model.keras", checkpoint.metadata(settings, table))
+    save_best = callbacks.SaveBest(
+        network, run / "best_model.keras", checkpoint.metadata(settings, table), settings.train.monitor
+    )
     for phase in plan:
         fit(phase, run, experiment, save_best)
     figure = training_plots.history(pd.read_csv(run / "history.csv"), *(phase.epochs.start for phase in plan[1:]))

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import config
-from devices import precision
+from devices import keras_stack, precision
 from safety import signals
 from safety.errors import InputError
 
@@ -54,7 +54,7 @@ def scope(settings: config.Settings, run: Path) -> Iterator[Path]:
     except LOST as error:
         if settings.train.strategy == "one" or "TF_CONFIG" not in os.environ:
             raise
-        _start_again(run, error)
+        _start_again(run, settings.train, error)
 
 
 def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
@@ -63,6 +63,7 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
         return None
     gpus = precision.grow_memory()
     if "TF_CONFIG" in os.environ:
+        keras_stack.refuse_several("TF_CONFIG")
         if train.run == "auto" and not run.exists():
             raise InputError(
                 "train.run: several workers need one name for their run, for example train.run=a, got auto"
@@ -75,7 +76,9 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
                 return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except tf.errors.UnknownError as error:
             raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
-    if train.strategy == "mirrored" or len(gpus) > 1:
+    if train.strategy == "mirrored":
+        keras_stack.refuse_several("train.strategy=mirrored")
+    if train.strategy == "mirrored" or (len(gpus) > 1 and not keras_stack.KERAS_3):
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return None
@@ -115,10 +118,13 @@ def device_count() -> int:
 
 
 def describe() -> str:
-    """The number of devices of a run in words, after a comma; empty for a single one."""
+    """The number of devices of a run in words, after a comma; empty where there is a single one."""
     replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, worker()[1]
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if replicas == 1:
+        return f", the first of {gpus} GPUs alone" if gpus > 1 else ""
     of_workers = f" of {workers} workers" if workers > 1 else ""
-    return f", {replicas} devices{of_workers}" if replicas > 1 else ""
+    return f", {replicas} devices{of_workers}"
 
 
 @contextlib.contextmanager
@@ -135,7 +141,7 @@ def _folder_of_worker(run: Path) -> Iterator[Path]:
         yield folder
 
 
-def _start_again(run: Path, error: Exception) -> None:
+def _start_again(run: Path, train: config.Train, error: Exception) -> None:
     """Replaces this process by one that resumes the run; it waits for the worker that was lost."""
     if not run.exists():
         raise InputError(f"a worker was lost before the first step ({type(error).__name__}); start all of them again")
@@ -144,7 +150,9 @@ def _start_again(run: Path, error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os.execv(sys.executable, [sys.executable, sys.argv[0], "--resume", str(run)])
+    # The run's folder may not have them yet if --resume changes them.
+    epochs = [f"train.epochs={train.epochs}", f"train.fine_tune_epochs={train.fine_tune_epochs}"]
+    os.execv(sys.executable, [sys.executable, sys.argv[0], "--resume", str(run), *epochs])
 
 
 def barrier() -> None:

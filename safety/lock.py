@@ -16,7 +16,8 @@ from safety.errors import InputError
 def exclusive(run: Path) -> Iterator[None]:
     """Locks a run's folder until the block ends; the lock of a process that died does not count.
 
-    The lock file is next to the folder, because it is taken before the folder exists.
+    The lock file is next to the folder, because it is taken before the folder exists. It is deleted while it is still
+    held, so that none stays next to a run; filelock refuses a process that opened it before that and locks it after.
 
     Raises:
         InputError: another process holds the lock.
@@ -32,5 +33,4 @@ def exclusive(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not run.exists():
-                path.unlink()
+            path.unlink(missing_ok=True)

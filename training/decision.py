@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 import config
 from safety.errors import InputError
 
 # Below 0.5, float32 probabilities close to 1 would all be scaled to exactly 1, and their order would be lost.
 TEMPERATURE_RANGE = (0.5, 10.0)
+# With fewer validation patients of a class the temperature stays 1: images of one patient resemble each other, so it
+# would be that of a few patients. From five on, no single one is more than a fifth of its class.
+MIN_PATIENTS = 5
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 
 
@@ -53,4 +56,10 @@ class Decision(config.Section):
 
     rule: Annotated[str, AfterValidator(check_rule)]
     threshold: float = Field(ge=0, le=1)
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])
+
+    @model_validator(mode="after")
+    def _threshold_is_that_of_the_rule(self) -> Decision:
+        if not is_chosen(self.rule) and self.threshold != float(self.rule):
+            raise ValueError(f"threshold must be the number of its rule, {self.rule}, got {self.threshold}")
+        return self

@@ -17,11 +17,12 @@ import pandas as pd
 import config
 import data
 import model
+from devices import keras_stack
 from images import data_plots, leaks, plot_style, splits
 from safety import atomic_files, limits
 from safety.errors import InputError
 
-PACKAGES = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
+PACKAGES = [*keras_stack.PACKAGES, "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
 MAX_BYTES = 2**22
 
 
@@ -50,10 +51,11 @@ def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "seed": settings.data.seed,
+        "settings": settings.model_dump(),
         "git_commit": git_commit(),
         "split_sha256": splits.digest(splits.to_csv(table)),
         "weights_sha256": model.weights_hash(model.base_of(network)),
-        "leaks": leaks.measure(table),
+        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
         "notice": data.notice(settings.data.root),
     }
 
@@ -82,7 +84,8 @@ def read(run: Path) -> dict:
         content = json.loads(limits.read_bytes(path, MAX_BYTES)) if path.is_file() else {}
     except (ValueError, RecursionError):
         raise InputError(f"{path}: no JSON") from None
-    valid = isinstance(content, dict) and isinstance(content.get("dropped", {}), dict)
-    if not valid or not isinstance(content.get("resumed", []), list):
+    types = {"dropped": dict, "settings": dict, "resumed": list}
+    valid = isinstance(content, dict) and all(isinstance(content.get(key, kind()), kind) for key, kind in types.items())
+    if not valid or not all(isinstance(section, dict) for section in content.get("settings", {}).values()):
         raise InputError(f"{path}: no environment of a run")
     return content

@@ -20,12 +20,16 @@ import tensorflow as tf
 from pydantic import Field
 
 import config
+from devices import keras_stack
 from safety import atomic_files, csv_files, limits
 from safety.errors import InputError
 from training import checkpoint, environment
 
 STATE = "state.npz"
+FINISHED = "history.png"
 RECORD = "says"
+# Settings that a resumed run may change: batches and learning rate of an epoch do not depend on how many follow.
+EPOCHS = ("train.epochs", "train.fine_tune_epochs")
 # Values of environment.json that a resumed run must share with the run that was stopped.
 UNCHANGED = {
     "split_sha256": "the table of the images and their split are",
@@ -39,7 +43,7 @@ class State(NamedTuple):
 
     Attributes:
         epoch: the next one, from 0.
-        best: the lowest validation loss so far.
+        best: the lowest validation loss so far, of the kind that `train.select` names.
         history: a row for each epoch, as in history.csv.
         first: the first epoch of the current phase of the run.
     """
@@ -96,16 +100,22 @@ def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
         if (run / "history.csv").exists():
             raise InputError(f"{path}: is missing, so the run cannot continue {run}/history.csv; start a new run")
         return State(first=first)
-    try:
+    with _damage_named(path):
         record, arrays = _read_state(path)
         if record.first == first:
             _assign(_variables(trained), arrays)
-    except (*checkpoint.DAMAGE, NotImplementedError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
     if math.isfinite(record.best) and not (run / "best_model.keras").is_file():
         raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start a new run")
     write_history(run, record.history)
     return State(record.epoch, record.best, tuple(record.history), first)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*checkpoint.DAMAGE, NotImplementedError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
 
 
 def _read_state(path: Path) -> tuple[StateRecord, list[np.ndarray]]:
@@ -130,42 +140,91 @@ def _variables(trained: keras.Model) -> list:
     trained.optimizer.build(trained.trainable_variables)
     layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
     weights = [weight for layer in layers for weight in layer.weights]
-    # Under float16 Keras does not count these two among the optimizer's variables.
-    scale = getattr(trained.optimizer, "_loss_scale", None)
-    return [*weights, *trained.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
+    return [*weights, *keras_stack.optimizer_variables(trained.optimizer)]
 
 
-def settings_of(run: Path, given: list[str]) -> config.Settings:
-    """The settings that a run was started with.
+def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Settings:
+    """The settings that a run is resumed with: those that it was started with, of which EPOCHS may change.
 
     Args:
-        run: its folder.
-        given: config file and settings of the command line; a resumed run takes none.
+        run: its folder; its config.yaml may have been edited since the start.
+        file: config file of the command line; a resumed run takes none.
+        overrides: settings of the command line.
 
     Raises:
-        InputError: there is nothing to resume, the run is finished, or settings were given.
+        InputError: there is nothing to resume, the run is finished, or a setting has changed that may not.
     """
-    if given:
-        raise InputError(f"--resume takes the settings from {run}/config.yaml and no others, got {' '.join(given)}")
+    if file:
+        raise InputError(f"--resume takes the settings from {run}/config.yaml and from no other file, got {file}")
     for name in ("config.yaml", "split.csv", "environment.json"):
         if not (run / name).is_file():
             raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
-    if is_finished(run):
-        raise InputError(f"--resume: {run} is finished; evaluate it with: python evaluate.py {run}")
-    return config.load_settings(run / "config.yaml")
+    settings = config.load_settings(run / "config.yaml", overrides, of_run=True)
+    changes = _changes(run, settings)
+    for name, (old, new) in changes.items():
+        if name not in EPOCHS:
+            raise InputError(
+                f"--resume: {run} was started with {name}={str(old)[:60]}, got {str(new)[:60]}; only "
+                f"{' and '.join(EPOCHS)} may change; change it back, or start a new run"
+            )
+    if changes:
+        _check_epochs(run, settings, changes)
+    elif is_finished(run):
+        raise InputError(
+            f"--resume: {run} is finished; evaluate it with: python evaluate.py {run}; or train longer with: "
+            f"python train.py --resume {run} train.epochs=N"
+        )
+    return settings
+
+
+def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
+    """The settings that are not those of the run's record: name -> [old value, new value].
+
+    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of
+    that time.
+    """
+    recorded = (
+        environment.read(run).get("settings") or config.load_settings(run / "config.yaml", of_run=True).model_dump()
+    )
+    defaults, current = config.load_settings(of_run=True).model_dump(), settings.model_dump()
+    changes = {}
+    for section, key in (name.split(".") for name in config.setting_names()):
+        old, new = recorded.get(section, {}).get(key, defaults[section][key]), current[section][key]
+        if old != new:
+            changes[f"{section}.{key}"] = [old, new]
+    return changes
+
+
+def _check_epochs(run: Path, settings: config.Settings, changes: dict[str, list]) -> None:
+    """Raises InputError where the run would not equal one that was started with these numbers of epochs."""
+    if not (run / STATE).is_file():
+        return
+    with _damage_named(run / STATE):
+        record, _ = _read_state(run / STATE)
+    if record.first and "train.epochs" in changes:
+        raise InputError(
+            f"--resume: fine-tuning began after epoch {record.first} of {run}, so train.epochs may not change, got "
+            f"{settings.train.epochs}; change train.fine_tune_epochs, or start a new run"
+        )
+    last = settings.epochs if record.first else settings.train.epochs
+    if last < record.epoch:
+        raise InputError(
+            f"--resume: {run} has trained {record.epoch} epochs already; needed are as many or more, got {last}"
+        )
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the run has written history.png, the last of its files."""
-    return (run / "history.png").exists()
+    """Whether the run has written the last of its files."""
+    return (run / FINISHED).exists()
 
 
-def reopen(run: Path, current: dict) -> None:
+def reopen(run: Path, current: dict, settings: config.Settings) -> None:
     """Checks that split, images and base are those that the run was started with, and records that it is resumed.
 
     Args:
         run: its folder.
         current: the environment.json of a run that would start now, of `environment.collect`.
+        settings: of `settings_of`, with the precision that is used.
 
     Raises:
         InputError: one of them has changed.
@@ -177,12 +236,27 @@ def reopen(run: Path, current: dict) -> None:
         changed.append(f"{run}/split.csv is")
     if changed:
         raise InputError(f"--resume: {changed[0]} no longer what {run} was started with; start a new run")
+    changes = _changes(run, settings)
+    if changes:
+        _write_settings(run, settings)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    resumed = [*recorded.get("resumed", []), {"at": now, "versions": current["versions"]}]
-    atomic_files.write_text(run / "environment.json", json.dumps({**recorded, "resumed": resumed}, indent=1))
+    resumed = {"at": now, "versions": current["versions"], **({"changed": changes} if changes else {})}
+    record = {**recorded, "settings": settings.model_dump(), "resumed": [*recorded.get("resumed", []), resumed]}
+    atomic_files.write_text(run / "environment.json", json.dumps(record, indent=1))
     atomic_files.remove_leftovers(run)
     if (run / "evaluation").exists():
         print(f"{run}/evaluation is of the epochs so far; evaluate the run again when it is finished")
+
+
+def _write_settings(run: Path, settings: config.Settings) -> None:
+    """Writes changed settings to config.yaml and the checkpoint; environment.json, the record, must follow.
+
+    In this order, a run that is killed in between has either its old settings or is resumed with the new ones.
+    """
+    (run / FINISHED).unlink(missing_ok=True)
+    atomic_files.write_text(run / "config.yaml", settings.to_yaml())
+    if (run / "best_model.keras").is_file():
+        checkpoint.amend(run / "best_model.keras", settings=settings.model_dump())
 
 
 @contextlib.contextmanager

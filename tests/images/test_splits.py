@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny_tree import SLIDES, fold_rows
+from tiny_tree import SLIDES, fold_rows, table_of
 
 import config
-import data
 from images import leaks, splits
 from safety.errors import InputError
 
@@ -22,11 +21,6 @@ GROUP_KEYS = {"row": [], "image": ["filename"], "slide": ["filename", "slide"], 
 def options(protocol, **changes):
     values = {"test_per_class": 10, **changes, "protocol": protocol}
     return config.load_settings(None, [f"data.{key}={value}" for key, value in values.items()]).data
-
-
-def table_of(rows):
-    names = data.describe(rows.filename.str.rsplit("/", n=1).str[-1])
-    return names.assign(fold=rows.fold, grp=rows.grp).reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +71,7 @@ def test_the_thesis_is_reproduced_to_the_row(full_table):
     assert counts.loc["train"].tolist() == [9628, 21528]
     assert counts.loc["valid"].tolist() == [2472, 5317]
     assert counts.loc["test"].tolist() == [300, 300]
-    drawn = splits.upsample(parts[parts.set == "train"], settings.seed)
+    drawn = splits.training_rows(parts, settings)
     assert drawn.label.value_counts().to_dict() == {"benign": 21528, "malignant": 21528}
 
 
@@ -153,10 +147,10 @@ def test_equal_pixels_under_both_labels_are_refused(table):
 
 
 @pytest.mark.parametrize("protocol, changes, words", [
-    ("row", {"test_per_class": 900}, "must be at most 898 (benign 898, malignant 998), got 900"),
-    ("image", {"test_per_class": 179}, "must be at most 178 (benign 178, malignant 198), got 179"),
-    ("slide", {"test_per_class": 141}, "must be at most 140"),
-    ("patient", {"test_per_class": 141}, "got 141"),
+    ("row", {"test_per_class": 451}, "must be at most 450 (benign 450, malignant 500, in half of the rows of a class) or auto, got 451"),
+    ("image", {"test_per_class": 91}, "must be at most 90 (benign 90, malignant 100, in half of the images of a class) or auto, got 91"),
+    ("slide", {"test_per_class": 81}, "must be at most 80 (benign 80, malignant 100, in half of the slides"),
+    ("patient", {"test_per_class": 101}, "in half of the patients of a class) or auto, got 101"),
     ("fold", {"test_per_class": 100}, "official fold 1 for protocol fold: must be at most 60"),
     ("patient", {"test_per_class": 60, "magnification": 40}, "in whole patients"),
 ])  # fmt: skip
@@ -180,17 +174,75 @@ def test_magnification_is_respected(table):
     assert set(parts.mag) == {100}
 
 
-def test_upsampling_draws_training_rows_until_the_classes_are_equal(table):
+@pytest.mark.parametrize("protocol, limited", [("image", "filename"), ("slide", "slide"), ("patient", "patient")])
+@pytest.mark.parametrize("mag", [40, 400])
+def test_at_most_half_of_a_class_is_taken_and_a_resumed_run_is_not_refused(full_table, protocol, limited, mag):
+    refused = 0
+    for seed in range(8):
+        settings = options(protocol, test_per_class=300, magnification=mag, seed=seed)
+        try:
+            parts = splits.split(full_table, settings)
+        except InputError:
+            refused += 1
+            assert_contract(splits.split(full_table, settings, resumed=True), protocol, 300)
+            continue
+        tested = parts[parts.set == "test"].groupby("label")[limited].nunique()
+        assert (tested <= parts.groupby("label")[limited].nunique() // 2).all()
+    # 400X has 588 benign images.
+    assert refused == {40: 0, 400: 8}[mag] if protocol == "image" else refused > 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("mag", ["all", 40])
+def test_auto_takes_what_a_fifth_of_the_groups_gives(full_table, protocol, mag):
+    parts = splits.split(full_table, options(protocol, test_per_class="auto", magnification=mag))
+    assert_contract(parts, protocol, (parts.set == "test").sum() // 2)
+    key = {"row": None, "fold": None, "image": "filename"}.get(protocol, protocol)
+    for label, rows in parts.groupby("label"):
+        groups, test = rows[key].nunique() if key else len(rows), rows[rows.set == "test"]
+        if protocol != "fold":
+            assert (test[key].nunique() if key else len(test)) <= max(4, round(0.2 * groups)), label
+    official = parts.label[parts.grp == "test"].value_counts().min()
+    assert protocol != "fold" or (parts.set == "test").sum() == 2 * official
+
+
+def shuffled(table):
     parts = splits.split(table, options("row"))
-    train = parts[parts.set == "train"]
-    drawn = splits.upsample(train, 3)
-    assert drawn.label.value_counts().to_dict() == dict.fromkeys(
-        ["benign", "malignant"], train.label.value_counts().max()
-    )
-    assert set(drawn.filename) <= set(train.filename)
-    pd.testing.assert_frame_equal(drawn, splits.upsample(train, 3))
-    with pytest.raises(ValueError, match="only training rows"):
-        splits.upsample(parts, 3)
+    train = parts[parts.set == "train"].sample(frac=1, random_state=4)
+    return train.assign(number=range(len(train)))
+
+
+def test_upsampling_both_draws_both_classes_anew(table):
+    train = shuffled(table)
+    drawn = splits.upsample(train, options("row", upsample="both", seed=3))
+    assert drawn.label.value_counts().to_dict() == {"benign": 794, "malignant": 794}
+    assert 0.5 < drawn[drawn.label == "malignant"].number.nunique() / 794 < 0.75
+    expected = train.groupby("label").sample(794, replace=True, random_state=3).reset_index(drop=True)
+    pd.testing.assert_frame_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("rare", ["benign", "malignant"])
+@pytest.mark.parametrize("seed", range(3))
+def test_upsampling_the_minority_keeps_every_row_and_the_larger_class_once(table, rare, seed):
+    train = shuffled(table)
+    train = train.drop(train.index[train.label == rare][50:])
+    settings = options("row", upsample="minority", seed=seed)
+    drawn = splits.upsample(train, settings)
+    counts = train.label.value_counts()
+    assert drawn.label.value_counts().to_dict() == dict.fromkeys(counts.index, counts.max())
+    times = drawn.number.value_counts()
+    assert set(times.index) == set(train.number)
+    assert (times[train.number[train.label != rare]] == 1).all()
+    assert times[train.number[train.label == rare]].max() > 1
+    pd.testing.assert_frame_equal(drawn, splits.upsample(train, settings))
+
+
+def test_upsampling_none_keeps_the_rows_as_they_are_and_no_kind_takes_other_sets(table):
+    train = shuffled(table)
+    pd.testing.assert_frame_equal(splits.upsample(train, options("row", upsample="none")), train)
+    for kind in ("none", "both", "minority"):
+        with pytest.raises(ValueError, match="only training rows"):
+            splits.upsample(splits.split(table, options("row")), options("row", upsample=kind))
 
 
 @pytest.mark.parametrize("protocol, move, words", [
@@ -208,44 +260,6 @@ def test_a_broken_contract_is_named(table, protocol, move, words):
         splits.check(pd.concat([parts, leaked]), protocol)
     with pytest.raises(InputError, match="the same number of each"):
         splits.check(parts.drop(test.index), protocol)
-
-
-def test_leaks_of_a_small_table():
-    table = pd.DataFrame(
-        [("a1", "s1", "p1", "train"), ("a1", "s1", "p1", "test"), ("a2", "s1", "p1", "test"),
-         ("a3", "s2", "p1", "test"), ("a4", "s3", "p2", "test"), ("a5", "s9", "p9", "valid")],
-        columns=["filename", "slide", "patient", "set"],
-    ).assign(label="benign")  # fmt: skip
-    measured = leaks.measure(table)
-    assert measured["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
-    assert measured["both_sides"] == ["s1"]
-    assert measured["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
-    assert "25.0% of the test images are also in the training set" in leaks.verdict(measured)
-
-
-@pytest.mark.parametrize("twin, shared, key", [
-    (("a3", "s3", "p3"), {"image": 0.5, "slide": 0.5, "patient": 0.5}, "image"),
-    (("a9", "s3", "p3"), {"image": 0.0, "slide": 0.5, "patient": 0.5}, "slide"),
-    (("a9", "s9", "p3"), {"image": 0.0, "slide": 0.0, "patient": 0.5}, "patient"),
-])  # fmt: skip
-def test_leaks_from_the_validation_set_are_named_too(twin, shared, key):
-    """With the test set of another split, the threshold may have been chosen on the same images."""
-    rows = [("a1", "s1", "p1", "train"), (*twin, "valid"), ("a3", "s3", "p3", "test"), ("a4", "s4", "p4", "test")]
-    table = pd.DataFrame(rows, columns=["filename", "slide", "patient", "set"]).assign(label="benign")
-    measured = leaks.measure(table)
-    assert not any(measured["shared"].values()) and measured["shared_with_validation"] == shared
-    assert f"50.0% of the test images share their {key} with the validation set" in leaks.verdict(measured)
-    assert "new patients" not in leaks.describe(table) and "with validation: " in leaks.describe(table)
-
-
-def test_the_verdict_fits_the_protocol(table):
-    words = {"row": "not a measure of new images", "image": "not a measure of new slides", "slide": "may be optimistic",
-             "patient": "new patients of this data set"}  # fmt: skip
-    for protocol, sentence in words.items():
-        parts = [splits.split(table, options(protocol, test_per_class=40, seed=seed)) for seed in range(8)]
-        verdicts = [leaks.verdict(leaks.measure(part)) for part in parts]
-        assert any(sentence in verdict for verdict in verdicts), protocol
-        assert protocol == "slide" or all(sentence in verdict for verdict in verdicts), protocol
 
 
 slide_lists = st.lists(st.sampled_from(SLIDES), min_size=1, max_size=len(SLIDES), unique=True)

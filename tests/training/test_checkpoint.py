@@ -115,16 +115,35 @@ def test_what_evaluation_adds_is_read_back(saved, tmp_path):
     assert (about["decision"], about["familiar"]) == (DECISION, FAMILIAR)
 
 
+def test_a_checkpoint_of_an_earlier_version_has_the_settings_of_then(saved, tmp_path):
+    settings = json.loads(zipfile.ZipFile(saved[0]).read("breakhis.json"))["settings"]
+    del settings["train"]["select"]
+    for switch, kind in ((True, "both"), (False, "none")):
+        settings["data"]["upsample"] = switch
+        saying(saved, tmp_path / "best_model.keras", settings=settings)
+        read = checkpoint.load(tmp_path / "best_model.keras")[1]["settings"]
+        assert (read.train.select, read.data.upsample) == ("plain", kind)
+
+
 @pytest.mark.parametrize("more, words", [
     ({"decision": None}, "decision: input should be"),
     ({"decision": [0.5]}, "decision: input should be"),
     ({"decision": {**DECISION, "threshold": "0.5"}}, "decision.threshold: input should be a valid number"),
     ({"decision": {**DECISION, "threshold": float("nan")}}, "decision.threshold"),
-    ({"decision": {**DECISION, "temperature": 0}}, "decision.temperature: input should be greater than 0"),
+    ({"decision": {**DECISION, "threshold": 1.1}}, "decision.threshold: input should be less than or equal to 1, got '1.1'"),
+    ({"decision": {**DECISION, "threshold": 0.9}}, "threshold must be the number of its rule, 0.5, got 0.9"),
+    ({"decision": {**DECISION, "temperature": 0}}, "decision.temperature: input should be greater than or equal to 0.5"),
+    ({"decision": {**DECISION, "temperature": 1e-300}}, "decision.temperature: input should be greater than or equal to 0.5"),
+    ({"decision": {**DECISION, "temperature": 1e300}}, "decision.temperature: input should be less than or equal to 10"),
     ({"decision": {**DECISION, "rule": "__import__('os')"}}, "decision.rule"),
     ({"familiar": {**FAMILIAR, "mean": "0"}}, "familiar.mean"),
     ({"familiar": {**FAMILIAR, "mean": [0.0] * 3}}, "familiar.mean has 3 numbers, needed are 2048"),
-    ({"familiar": {**FAMILIAR, "deviation": [0.0] * 2048}}, "familiar.deviation.0: input should be greater than 0"),
+    ({"familiar": {**FAMILIAR, "deviation": [0.0] * 2048}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
+    ({"familiar": {**FAMILIAR, "deviation": [1e-300] * 2048}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
+    ({"familiar": {**FAMILIAR, "deviation": [1.0] * 2047}}, "familiar.deviation has 2047 numbers, needed are 2048"),
+    ({"familiar": {**FAMILIAR, "mean": [1e300] * 2048}}, "familiar.mean.0: input should be less than or equal to 34028"),
+    ({"familiar": {**FAMILIAR, "mean": [float("nan")] * 2048}}, "familiar.mean.0: input should be a finite number"),
+    ({"familiar": {**FAMILIAR, "limit": 1e300}}, "familiar.limit: input should be less than or equal to 34028"),
     ({"familiar": {**FAMILIAR, "limit": float("inf")}}, "familiar.limit"),
     ({"split_sha256": 5}, "split_sha256"),
     ({"settings": []}, "settings"),
@@ -168,7 +187,7 @@ def test_arrays_are_looked_at_without_going_back_in_the_archive(saved, monkeypat
     (after_a_hole, "has 2[0-9]{9} bytes, allowed are 1073741824"),
     (lambda saved, target: rewrite(saved[0], target, breakhis="[" * 100_000), "recursion"),
     (lambda saved, target: with_arrays(saved, target, lambda file: file.__setitem__("a", h5py.ExternalLink("b", "/"))), "link to elsewhere"),
-    (lambda saved, target: with_arrays(saved, target, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "takes 0 bytes"),
+    (lambda saved, target: with_arrays(saved, target, lambda file: file.create_dataset("a", (10**6, 10**6), "f4")), "bytes in the file, got 0"),
 ])  # fmt: skip
 def test_bombs_and_ways_out_of_a_checkpoint_are_refused(saved, tmp_path, spoil, words):
     spoil(saved, tmp_path / "best_model.keras")
@@ -204,6 +223,15 @@ def test_the_epoch_of_lowest_validation_loss_is_saved(tmp_path, monkeypatch):
         save_best.on_epoch_end(epoch, {"val_loss": loss})
     assert [(metadata["epoch"], metadata["val_loss"]) for metadata in saved] == [(0, 0.9), (1, 0.5), (4, 0.4)]
     assert saved[0]["split_sha256"] == "abc"
+
+
+def test_the_monitored_loss_chooses_the_epoch_and_both_are_on_record(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda network, path, metadata: saved.append(metadata))
+    save_best = callbacks.SaveBest(None, tmp_path / "best_model.keras", {}, "val_balanced_loss")
+    for epoch, (loss, balanced) in enumerate([(0.5, 0.9), (0.7, 0.8), (0.4, 0.85)]):
+        save_best.on_epoch_end(epoch, {"val_loss": loss, "val_balanced_loss": balanced})
+    assert saved[-1] == {"epoch": 1, "val_loss": 0.7, "val_balanced_loss": 0.8} and save_best.best == 0.8
 
 
 def test_arrays_that_do_not_fit_into_memory_are_damage(saved, monkeypatch):

@@ -1,4 +1,3 @@
-import ctypes
 import errno
 import gc
 import json
@@ -6,19 +5,16 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
-import subprocess
 import sys
 import time
-import zipfile
-from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from killed_runs import HALF, MODES, StopError, dying, epochs_of, start, what_is_left
+from memory import in_use
 from tiny_tree import tiny_settings
 
 import config
@@ -28,82 +24,6 @@ from features import extraction, feature_datasets
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
 from training import callbacks, resume
-
-ROOT = Path(__file__).resolve().parents[2]
-MODES = {
-    "cached": ["train.features=cached", "augment.flip=true"],
-    "end_to_end": ["train.features=end_to_end", "augment.flip=true"],
-    "from_scratch": ["augment.flip=true", "model.base=cnn"],
-    "fine_tuned": ["model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
-}
-
-
-def start(place, *arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *arguments], cwd=place, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
-
-
-def what_is_left(run):
-    """The outcome of a run: weights, optimizer, history, and the arrays of its checkpoint."""
-    with np.load(run / "state.npz") as state:
-        arrays = {name: state[name].tobytes() for name in state.files}
-    about = json.loads(zipfile.ZipFile(run / "best_model.keras").read("breakhis.json"))
-    best = {key: about[key] for key in ("arrays_sha256", "epoch", "val_loss", "split_sha256")}
-    return arrays, (run / "history.csv").read_text(), best
-
-
-def epochs_of(run):
-    history = run / "history.csv"
-    return history.read_text().count("\n") - 1 if history.exists() else 0
-
-
-def kill_at_random(place, name, settings, kills, rng):
-    """Trains, killed and resumed until the run is finished; how many kills there were, and how many inside a write.
-
-    One kill in three falls anywhere from the start on, the others soon after an epoch, where the writes are.
-    """
-    run, done, inside = place / "runs" / name, 0, 0
-    process, started = start(place, *settings, f"train.run={name}"), time.monotonic()
-    while True:
-        before, until = epochs_of(run), rng.uniform(0, 12) if rng.random() < 1 / 3 else 1e9
-        while process.poll() is None and epochs_of(run) == before and time.monotonic() < started + until:
-            time.sleep(0.005)
-        if process.poll() is None and done < kills:
-            time.sleep(rng.uniform(0, 0.4))
-            process.kill()
-        stderr = process.communicate()[1]
-        if process.returncode == 0:
-            return done, inside
-        assert process.returncode == -signal.SIGKILL, stderr
-        done, inside = done + 1, inside + any(place.rglob(f".{process.pid}.*"))
-        again = ["--resume", f"runs/{name}"] if run.exists() else [*settings, f"train.run={name}"]
-        process, started = start(place, *again), time.monotonic()
-
-
-@pytest.mark.parametrize("mode, kills, epochs", [
-    ("cached", 1, 6),
-    ("from_scratch", 1, 4),
-    pytest.param("cached", 50, 40, marks=pytest.mark.long),
-    pytest.param("end_to_end", 12, 12, marks=pytest.mark.long),
-    pytest.param("from_scratch", 12, 20, marks=pytest.mark.long),
-    pytest.param("fine_tuned", 10, 2, marks=pytest.mark.long),
-])  # fmt: skip
-def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, mode, kills, epochs):
-    settings = tiny_settings(tree, *MODES[mode], f"train.epochs={epochs}")
-    undisturbed = start(tmp_path, *settings, "train.run=undisturbed")
-    assert undisturbed.wait() == 0, undisturbed.stderr.read()
-    expected, rng, done, inside, runs = what_is_left(tmp_path / "runs/undisturbed"), random.Random(kills), 0, 0, 0
-    while done < kills:
-        name, runs = f"killed{runs}", runs + 1
-        there, hit = kill_at_random(tmp_path, name, settings, kills - done, rng)
-        assert there, "the run ended before it could be killed"
-        done, inside = done + there, inside + hit
-        assert what_is_left(tmp_path / "runs" / name) == expected
-        assert not list((tmp_path / "runs" / name).glob(".[0-9]*"))
-    outcome = f"{mode}: {done} kills in {runs} runs, {inside} of them inside a write; every run ended bit-identical"
-    record_property("outcomes", outcome)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -125,43 +45,6 @@ def amend(run, **more):
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-HALF = [*MODES["from_scratch"], "train.epochs=4"]
-
-
-class StopError(Exception):
-    pass
-
-
-@pytest.fixture(scope="module")
-def half(tree, tmp_path_factory):
-    """The folder of a run that died in its third epoch."""
-    place = tmp_path_factory.mktemp("half")
-    on_epoch_begin = callbacks.StopOnNaN.on_epoch_begin
-
-    def die(self, epoch, logs=None):
-        if epoch == 2:
-            raise StopError
-        on_epoch_begin(self, epoch, logs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", die)
-        with pytest.raises(StopError):
-            train.main(tiny_settings(tree, *HALF, "train.run=half"))
-    return place / "runs" / "half"
-
-
-@pytest.fixture
-def stopped(half, work):
-    shutil.copytree(half, work / "runs" / "half")
-
-
 def test_the_saved_state_is_all_that_the_next_epoch_needs(stopped, tree, work, capsys):
     """The second half of a run, from the state and the settings alone, is the second half of the whole run."""
     (work / "runs/half/evaluation").mkdir()
@@ -173,6 +56,22 @@ def test_the_saved_state_is_all_that_the_next_epoch_needs(stopped, tree, work, c
     assert len(environment["resumed"]) == 1 and environment["seed"] == 0
 
 
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(tree, work, monkeypatch):
+    """Its config.yaml has no train.select and a switch for data.upsample."""
+    settings = tiny_settings(tree, *HALF, "train.select=plain", "data.upsample=both")
+    train.main([*settings, "train.run=whole"])
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", dying(callbacks.StopOnNaN.on_epoch_begin))
+        train.main([*settings, "train.run=old"])
+    path = work / "runs/old/config.yaml"
+    old = path.read_text().replace("  select: plain\n", "").replace("upsample: both", "upsample: true")
+    assert len(old) < len(path.read_text()) and "upsample: true" in old
+    path.write_text(old)
+    train.main(["--resume", "runs/old"])
+    assert what_is_left(work / "runs/old") == what_is_left(work / "runs/whole")
+    assert "balanced" not in (work / "runs/old/history.csv").read_text()
+
+
 def test_a_finished_run_is_not_resumed(stopped):
     train.main(["--resume", "runs/half"])
     with pytest.raises(InputError, match="runs/half is finished; evaluate it with: python evaluate.py runs/half"):
@@ -180,7 +79,7 @@ def test_a_finished_run_is_not_resumed(stopped):
 
 
 @pytest.mark.parametrize("spoil, arguments, words", [
-    (lambda run: None, ["train.epochs=9"], "takes the settings from runs/half/config.yaml and no others, got train.epochs=9"),
+    (lambda run: None, ["--config", "mine.yaml"], "takes the settings from runs/half/config.yaml and from no other file, got mine.yaml"),
     (lambda run: (run / "config.yaml").unlink(), [], "runs/half is no folder of a run: it has no config.yaml"),
     (lambda run: (run / "split.csv").write_text("other"), [], "runs/half/split.csv is no longer what runs/half was started with"),
     (lambda run: amend(run, data_sha256="x"), [], "the images are no longer what runs/half was started with"),
@@ -337,14 +236,6 @@ def test_the_same_settings_give_the_same_bits(tree, work, mode):
     assert outcomes[0] == outcomes[1]
 
 
-def test_the_loss_scale_of_float16_is_part_of_the_state(float32):
-    keras.mixed_precision.set_global_policy("mixed_float16")
-    layers = keras.Sequential([keras.layers.Dense(1, input_shape=(2,), dtype="float32")])
-    layers.compile(keras.optimizers.SGD(), "mse")
-    scale = layers.optimizer._loss_scale
-    assert {id(scale.current_loss_scale), id(scale.counter)} <= {id(variable) for variable in resume._variables(layers)}
-
-
 def test_an_error_of_tensorflow_is_one_line(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with (
@@ -362,19 +253,6 @@ def test_op_determinism_is_turned_on_when_asked(monkeypatch):
     assert asked == []
     train.precision.use_device("float32", deterministic=True)
     assert asked == [True]
-
-
-def in_use():
-    """MiB that are allocated: not the peak, under which a leak could hide, nor what the allocator keeps of the freed."""
-    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-
-    class Mallinfo2(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
-
-    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
-    mallinfo2.restype = Mallinfo2
-    of_process = mallinfo2()
-    return (of_process.uordblks + of_process.hblkhd) / 2**20
 
 
 @pytest.mark.long
