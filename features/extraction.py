@@ -210,7 +210,7 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
     if not atomic_files.can_write(features.folder):
         if todo:
             raise InputError(
-                f"{store.CACHE}/: must be writable for {len(todo)} features that are not in it, got a read-only folder; "
+                f"{store.CACHE}/: must be writable for {len(todo)} features that are not in it, but is read-only; "
                 "train.features=end_to_end trains without it"
             )
         return
