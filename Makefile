@@ -3,6 +3,7 @@
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
+# make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
 # make docs: writes docs/settings.md from the schema of the settings.
 
 PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
@@ -15,7 +16,7 @@ CONFIG := sample.yaml
 SETTINGS := data.protocol=row,patient data.seed=0,1
 JOBS := 1
 
-.PHONY: train protocols claim grid test lint docs
+.PHONY: train protocols claim grid intervals test lint docs
 
 train: .venv/ready
 	$(RUN) sample.py sample
@@ -40,6 +41,9 @@ claim: .venv/ready
 grid: .venv/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
+
+intervals: .venv/ready
+	$(RUN) -m tests.interval_coverage
 
 test: lint
 	$(RUN) -m pytest

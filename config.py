@@ -7,7 +7,7 @@ import difflib
 import io
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import safety.startup  # noqa: F401  before any other import
 
@@ -40,6 +40,12 @@ def _printable(value: str) -> str:
     return value
 
 
+def _auto_or_count(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("must be auto or a whole number, 1 or more")
+    return value
+
+
 def _run_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
         raise ValueError("must be 1 to 100 letters, digits, ., _ and -, the first a letter or a digit")
@@ -50,6 +56,8 @@ def _run_name(value: str) -> str:
 PrintableStr = Annotated[str, AfterValidator(_printable)]
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
 Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
+# Earlier versions had a switch.
+Upsample = BeforeValidator(lambda value: ("none", "both")[value] if isinstance(value, bool) else value)
 Positive = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
@@ -81,12 +89,17 @@ class Data(Section):
     )
     fold: int = Field(ge=1, le=5, description="official fold that is tested under protocol fold, 1 to 5")
     magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
-    test_per_class: int = Field(ge=1, description="images of each class held out for the test, 1 or more")
+    # Python 3.9 has no `|` of types, and pydantic evaluates this.
+    test_per_class: Annotated[Union[int, Literal["auto"]], BeforeValidator(_auto_or_count)] = Field(  # noqa: UP007
+        description="images of each class held out for the test, 1 or more, or auto (those in a fifth of the units)"
+    )
     valid_fraction: float = Field(gt=0, lt=1, description="share of the rest used for validation, above 0 and below 1")
     on_bad_image: Literal["stop", "drop"] = Field(
         description="unusable images: stop (names them all) or drop (before the split, listed in environment.json)"
     )
-    upsample: bool = Field(description="draw training rows with replacement until both classes are equal")
+    upsample: Annotated[Literal["minority", "both", "none"], Upsample] = Field(
+        description="draw rows until the classes are equal: minority (of the smaller), both (anew, the thesis) or none"
+    )
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
     seed: int = Field(ge=0, lt=2**32, description="random seed of split, head, shuffling and augmentation, 0 or more")
 
@@ -154,6 +167,10 @@ class Train(Section):
         le=1_000_000,
         description="limit of cache/ in GiB, above 0, to 1000000; the longest unused entries are deleted first",
     )
+    # Runs and checkpoints from before this setting have no key for it: they chose by the plain loss.
+    select: Literal["balanced", "plain"] = Field(
+        "plain", description="validation loss that chooses the epoch: balanced (both classes count equally) or plain"
+    )
     deterministic: bool = Field(description="same numbers in every run on a GPU too, where this is slower")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto (the fastest on the device), float32, bfloat16 or float16"
@@ -168,10 +185,15 @@ class Train(Section):
             raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, got {self.initial_lr:g}")
         return self
 
+    @property
+    def monitor(self) -> str:
+        """The column of history.csv whose lowest value chooses the epoch."""
+        return "val_balanced_loss" if self.select == "balanced" else "val_loss"
+
 
 class Tune(Section):
     objective: Literal["val_loss", "val_auc"] = Field(
-        description="what --tune optimises: val_loss (log loss) or val_auc, both at the epoch of lowest val_loss"
+        description="what --tune optimises: val_loss (that of train.select) or val_auc, at the epoch that a run keeps"
     )
     maximal_lr: Range[Positive] = Field(description="range of train.maximal_lr, [low, high] above 0; logarithmic")
     initial_share: Range[Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -215,12 +237,16 @@ class Settings(Section):
         return text.getvalue()
 
 
-def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+def load_settings(
+    path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = (), of_run: bool = False
+) -> Settings:
     """Loads the settings: the defaults of config.yaml, then the file `path`, then the overrides; the last one wins.
 
     Args:
         path: YAML file with the settings that differ from config.yaml; None for none.
         overrides: texts `section.key=value`; the value is read as YAML.
+        of_run: whether the file is the config.yaml of a run, which an earlier version may have written; keys that it
+            did not know then have the value that it used.
 
     Returns:
         The validated settings.
@@ -229,6 +255,9 @@ def load_settings(path: str | Path | None = None, overrides: list[str] | tuple[s
         InputError: a file is missing or is not plain YAML, a key is unknown, or a value has the wrong type or range.
     """
     values = _read_yaml(DEFAULTS)
+    for section, keys in _fields().items() if of_run else ():
+        # The schema itself has a default for these keys alone.
+        values[section] = {key: values[section][key] for key, field in keys.items() if field.is_required()}
     changes = [_read_yaml(Path(path))] if path else []
     for change in changes + [_parse_override(text) for text in overrides]:
         for section, keys in change.items():

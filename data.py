@@ -241,7 +241,7 @@ def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, 
     """Prints the counts of the table and of its split; draws the split and one image of each kind."""
     folder, note = audit.image_folder(settings.root), notice(settings.root)
     sheet = data_plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
-    print(summary(table), leaks.describe(parts), sep="\n\n")
+    print(summary(table), leaks.describe(parts, splits.training_rows(parts, settings)), sep="\n\n")
     plot_style.save(data_plots.split(parts), out / "distribution.png", note)
     plot_style.save(sheet, out / "samples.png", note)
     print(f"drawn: {out}/distribution.png, {out}/samples.png", *([note] if note else []), sep="\n")

@@ -99,7 +99,8 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     test = test.assign(prediction=metrics.classify(test.probability, choice["threshold"]))
     results = measure(test, valid, settings, choice) | describe_run(path, table, settings, other_split)
     folder = path.with_name(f"evaluation-{name_of(other_split)}" if other_split else "evaluation")
-    evaluation = Evaluation(results, test, folder, leaks.describe(table), settings, environment.read(path.parent))
+    split_description = leaks.describe(table, splits.training_rows(table, settings.data))
+    evaluation = Evaluation(results, test, folder, split_description, settings, environment.read(path.parent))
     report.write(evaluation, network)
     return evaluation
 
@@ -128,11 +129,17 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
 def decide(valid: pd.DataFrame, rule: str) -> dict:
     """The checkpoint's `decision`: rule, threshold and temperature, from the validation set alone."""
     malignant = (valid.label == "malignant").to_numpy()
+    enough = min(patients_of(valid).values()) >= decision.MIN_PATIENTS
     return {
         "rule": rule,
         "threshold": calibration.choose_threshold(malignant, valid.probability, rule),
-        "temperature": calibration.fit_temperature(malignant, valid.probability),
+        "temperature": calibration.fit_temperature(malignant, valid.probability) if enough else 1.0,
     }
+
+
+def patients_of(rows: pd.DataFrame) -> dict[str, int]:
+    """The number of patients of each class."""
+    return {label: int(rows.patient[rows.label == label].nunique()) for label in data.LABELS}
 
 
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
@@ -152,6 +159,8 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": seed},
         "calibration": {
             "temperature": temperature,
+            "validation_patients": patients_of(valid),
+            "temperature_fitted": min(patients_of(valid).values()) >= decision.MIN_PATIENTS,
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))
@@ -168,7 +177,7 @@ def describe_run(path: Path, table: pd.DataFrame, settings: config.Settings, oth
         "base": settings.model.base,
         "weights": settings.model.weights,
         "split": limits.printable(other_split or "of the run"),
-        "leaks": leaks.measure(table),
+        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
         "malignant_share": malignant_shares(table),
         "notice": data.notice(settings.data.root),
         "finished": resume.is_finished(path.parent) or not (path.parent / resume.STATE).exists(),

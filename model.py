@@ -187,6 +187,28 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
     )
 
 
+@keras.saving.register_keras_serializable("breakhis")
+class BalancedLoss(keras.metrics.Metric):
+    """The mean of the two classes' mean binary cross-entropies: each class counts equally, whatever its size."""
+
+    def __init__(self, name: str = "balanced_loss", **options: object) -> None:
+        super().__init__(name=name, **options)
+        self.total = self.add_weight(name="total", shape=(2,), initializer="zeros")
+        self.count = self.add_weight(name="count", shape=(2,), initializer="zeros")
+
+    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        """Adds a batch: labels and probabilities (n, 1); weights are not used, so that each row counts once."""
+        y_true = tf.cast(y_true, y_pred.dtype)
+        losses = keras.losses.binary_crossentropy(y_true, y_pred)
+        classes = tf.concat([1 - y_true, y_true], axis=1)
+        self.total.assign_add(tf.linalg.matvec(classes, losses, transpose_a=True))
+        self.count.assign_add(tf.reduce_sum(classes, axis=0))
+
+    def result(self) -> tf.Tensor:
+        """The loss, in nats; a class without rows counts as 0."""
+        return tf.reduce_mean(tf.math.divide_no_nan(self.total, self.count))
+
+
 def compile_model(
     model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
 ) -> None:
@@ -194,7 +216,7 @@ def compile_model(
 
     Args:
         model: the whole network or a part that ends with the head.
-        train: the section `train` of the settings, for the momentum.
+        train: the section `train` of the settings, for the momentum and the loss that chooses the epoch.
         rate: the learning rate as a function of the step.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
@@ -210,6 +232,7 @@ def compile_model(
             keras.metrics.Precision(name="precision"),
             keras.metrics.Recall(name="recall"),
             keras.metrics.AUC(name="auc"),
+            *([BalancedLoss()] if train.select == "balanced" else []),
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.

@@ -68,12 +68,12 @@ def main(arguments: list[str]) -> None:
     with resume.advice_on_stop(run, again), strategy.scope(settings, run) as folder, lock.exclusive(folder):
         if folder.exists() and not args.resume:
             raise InputError(f"train.run: {run} exists, and a run is never overwritten; give another name")
-        train(folder, prepare(settings))
+        train(folder, prepare(settings, bool(args.resume)))
     print(f"run: {run}")
 
 
-def prepare(settings: config.Settings) -> Experiment:
-    """Reads the table, checks and splits the images, and builds the network.
+def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
+    """Reads the table, checks and splits the images, and builds the network; arguments as in `splits.split`.
 
     Raises:
         InputError: the data or the settings cannot be used; as much as possible is checked before the images are read.
@@ -81,7 +81,7 @@ def prepare(settings: config.Settings) -> Experiment:
     """
     table = data.read_table(settings.data)
     audit.image_folder(settings.data.root)
-    splits.split(table, settings.data)
+    splits.split(table, settings.data, resumed)
     settings = precision.with_precision(settings)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
@@ -89,18 +89,14 @@ def prepare(settings: config.Settings) -> Experiment:
     table, dropped = audit.usable_rows(splits.select(table, settings.data), settings.data)
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
-    table = splits.split(table, settings.data)
-    images = table[table.set == "train"]
-    upsampled = splits.upsample(images, settings.data.seed) if settings.data.upsample else images
-    rows = phases.Rows(upsampled, table[table.set == "valid"])
+    table = splits.split(table, settings.data, resumed)
+    rows = phases.Rows(splits.training_rows(table, settings.data), table[table.set == "valid"])
 
     record = environment.collect(settings, table, network)
     record |= {"device": device, "data_sha256": data_sha256, "dropped": dropped}
-    counts = (
-        f"training rows: {len(upsampled)} of {upsampled.filename.nunique()} images, out of {images.filename.nunique()}"
-    )
+    sets = leaks.describe(table, rows.train)
     notice = [record["notice"]] if record["notice"] else []
-    print(settings.to_yaml(), leaks.describe(table), "", counts, f"device: {device}", *notice, sep="\n")
+    print(settings.to_yaml(), sets, f"device: {device}", *notice, sep="\n")
     return Experiment(settings, table, rows, network, record)
 
 
@@ -112,7 +108,9 @@ def train(run: Path, experiment: Experiment) -> None:
     plan = phases.prepare(network, rows, settings)
     if not run.exists():
         environment.write_first_files(run, settings, table, record)
-    save_best = callbacks.SaveBest(network, run / "best_model.keras", checkpoint.metadata(settings, table))
+    save_best = callbacks.SaveBest(
+        network, run / "best_model.keras", checkpoint.metadata(settings, table), settings.train.monitor
+    )
     for phase in plan:
         fit(phase, run, experiment, save_best)
     figure = training_plots.history(pd.read_csv(run / "history.csv"), *(phase.epochs.start for phase in plan[1:]))

@@ -60,6 +60,17 @@ def format_temperature(temperature: float) -> str:
     return f"{temperature:.3f}{bound}"
 
 
+def describe_temperature(results: dict) -> str:
+    """The temperature of metrics.json's `calibration` in words, and how it was found or why it was left at 1."""
+    if results["temperature_fitted"]:
+        return f"temperature {format_temperature(results['temperature'])}, fitted on the validation set alone"
+    patients = " and ".join(f"{count} {label}" for label, count in results["validation_patients"].items())
+    return (
+        f"temperature 1, not fitted: the validation set has {patients} patients, and {decision.MIN_PATIENTS} of each "
+        "class are needed"
+    )
+
+
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:
     """The probabilities after division of their logits by the temperature (at least 0.5); their order stays."""
     # A float32 sigmoid can reach 0 and 1, whose logits are infinite.

@@ -112,8 +112,8 @@ def _groups_text(results: dict) -> str:
 def _calibration_text(results: dict) -> str:
     (loss, scaled_loss), (ece, scaled_ece) = results["test"]["log_loss"], results["test"]["ece"]
     return (
-        f"temperature {calibration.format_temperature(results['temperature'])}, fitted on the validation set; on the "
-        f"test set log loss {loss:.4f} -> {scaled_loss:.4f}, expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
+        f"{calibration.describe_temperature(results)}; on the test set log loss {loss:.4f} -> {scaled_loss:.4f}, "
+        f"expected calibration error {ece:.4f} -> {scaled_ece:.4f}"
     )
 
 
@@ -136,7 +136,7 @@ def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure
         verdict=leaks.verdict(shared),
         shares=leaks.describe_shares(shared),
         leaky=any([*shared["shared"].values(), *shared["shared_with_validation"].values()]),
-        temperature=calibration.format_temperature(results["calibration"]["temperature"]),
+        temperature=calibration.describe_temperature(results["calibration"]),
         sections=sections,
         data_url=data_url,
         settings=evaluation.settings.to_yaml(),

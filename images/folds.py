@@ -48,13 +48,8 @@ def draw(table: pd.DataFrame, unit: str = "patient", folds: int = 5, repeats: in
     units = splits.group_ids(images, unit)
     # Named after their first image, so that the draw depends on no numbering.
     units = units.map(images.filename.groupby(units).min())
-    groups = pd.DataFrame(
-        {
-            "label": images.label.groupby(units).first(),
-            "subtype": splits.rarest_subtypes(images, units),
-            "images": units.value_counts(),
-        }
-    )
+    labels, subtypes = images.label.groupby(units).first(), splits.rarest_subtypes(images, units)
+    groups = pd.DataFrame({"label": labels, "subtype": subtypes, "images": units.value_counts()})
     _refuse_unless_fits(groups, unit, folds)
     rng = np.random.RandomState(seed)
     drawn = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -27,12 +28,14 @@ GROUP_KEYS = {
 }
 # At least this share of the groups of a class is tested, so that no score depends on one or two large groups.
 TEST_SHARE = 0.2
+# At most this share of them, so that training and validation are not emptied for the test.
+MAX_TEST_SHARE = 0.5
 
 
-def split(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
+def split(table: pd.DataFrame, settings: config.Data, resumed: bool = False) -> pd.DataFrame:
     """Assigns every row to train, valid, test or unused.
 
-    The test set has `test_per_class` images of each class.
+    The test set has `test_per_class` images of each class, or with `auto` as many as a fifth of the groups give.
 
     - `row`: they are drawn from all rows, as in the thesis; `valid_fraction` of the other rows is for validation.
     - `image`, `slide`, `patient`: first whole groups are drawn, then images from these groups, as evenly as possible
@@ -41,11 +44,13 @@ def split(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
     - `fold`: they are drawn from the test part of the official fold `settings.fold`; whole patients of its training
       part are for validation.
 
+    At most half of the rows or groups of a class may be needed for the test, where the protocol draws them.
     Under all but `row`, images of equal pixels (column `pixels`, if there is one) stay together.
 
     Args:
         table: frame of `data.read_table`, in any order; equal names and seeds give equal splits.
         settings: the section `data`.
+        resumed: whether a run is resumed; those of earlier versions may need more than half of the groups.
 
     Returns:
         The rows of `select` with the column `set`.
@@ -55,7 +60,7 @@ def split(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
     """
     table = select(table, settings)
     draw = {"row": _split_rows, "fold": _split_fold}.get(settings.protocol, _split_groups)
-    table["set"] = draw(table, settings)
+    table["set"] = draw(table, settings, resumed)
     check(table, settings.protocol)
     return table
 
@@ -81,10 +86,11 @@ def select(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _split_rows(table: pd.DataFrame, settings: config.Data) -> pd.Series:
+def _split_rows(table: pd.DataFrame, settings: config.Data, resumed: bool) -> pd.Series:
     sizes = table.label.value_counts().reindex(LABELS, fill_value=0)
-    _check_test_size(sizes - 2, settings, "rows")
-    test = table.groupby("label").sample(settings.test_per_class, random_state=settings.seed)
+    available = sizes.map(lambda size: _most_tested(size, resumed))
+    size = _test_size(settings, (TEST_SHARE * sizes).astype(int), available, "rows")
+    test = table.groupby("label").sample(size, random_state=settings.seed)
     rest = table.index.difference(test.index)
     # Not stratified: only a plain draw gives the thesis' counts of the validation set.
     count = min(max(1, round(settings.valid_fraction * len(rest))), len(rest) - 1)
@@ -92,26 +98,28 @@ def _split_rows(table: pd.DataFrame, settings: config.Data) -> pd.Series:
     return _sets(table, train=rest.difference(valid), valid=valid, test=test.index)
 
 
-def _split_groups(table: pd.DataFrame, settings: config.Data) -> pd.Series:
+def _split_groups(table: pd.DataFrame, settings: config.Data, resumed: bool) -> pd.Series:
     groups = group_ids(table, settings.protocol)
     rng = np.random.RandomState(settings.seed)
     orders = {label: _draw_order(rows, groups, settings, rng) for label, rows in table.groupby("label")}
-    # Training and validation need one group of each class.
-    available = pd.Series({label: order[:-2].sum() for label, order in orders.items()}, dtype=int)
-    _check_test_size(available, settings, f"images in whole {settings.protocol}s")
-    tested = groups.isin([group for order in orders.values() for group in _test_groups(order, settings)])
-    test = _draw_evenly(table[tested], groups, settings.test_per_class, rng)
+    usual, available = (
+        pd.Series({label: order[: count(len(order))].sum() for label, order in orders.items()}, dtype=int)
+        for count in (_usually_tested, functools.partial(_most_tested, resumed=resumed))
+    )
+    size = _test_size(settings, usual, available, f"images in whole {settings.protocol}s")
+    tested = groups.isin([group for order in orders.values() for group in _test_groups(order, settings, size)])
+    test = _draw_evenly(table[tested], groups, size, rng)
     valid = _draw_valid(table[~tested], groups, settings)
     return _sets(table, train=table.index[~tested].difference(valid), valid=valid, test=test)
 
 
-def _split_fold(table: pd.DataFrame, settings: config.Data) -> pd.Series:
+def _split_fold(table: pd.DataFrame, settings: config.Data, resumed: bool) -> pd.Series:
     patients, images = group_ids(table, "patient"), group_ids(table, "image")
     official_test = table.grp == "test"
     sizes = table.label[official_test].value_counts().reindex(LABELS, fill_value=0)
-    _check_test_size(sizes, settings, f"test images of official fold {settings.fold}")
+    size = _test_size(settings, sizes, sizes, f"test images of official fold {settings.fold}")
     rng = np.random.RandomState(settings.seed)
-    test = _draw_evenly(table[official_test], patients, settings.test_per_class, rng)
+    test = _draw_evenly(table[official_test], patients, size, rng)
     # Slide 13412 is in both parts of some folds, with the same images under two names.
     rest = table[~official_test & ~images.isin(images[test])]
     remaining = rest.groupby("label").patient.nunique().reindex(LABELS, fill_value=0).min()
@@ -131,13 +139,27 @@ def _sets(table: pd.DataFrame, **rows: pd.Index) -> pd.Series:
     return sets
 
 
-def _check_test_size(available: pd.Series, settings: config.Data, what: str) -> None:
-    if len(available) < 2 or available.min() < settings.test_per_class:
-        available = available.reindex(LABELS, fill_value=0).clip(0)
+def _most_tested(count: int, resumed: bool = False) -> int:
+    """How many of a class' groups (or rows) may be needed for the test; training and validation need one each."""
+    return max(0, min(count if resumed else int(MAX_TEST_SHARE * count), count - 2))
+
+
+def _usually_tested(count: int) -> int:
+    """How many of a class' groups are tested, unless the size of the test set needs more."""
+    return min(max(4, round(TEST_SHARE * count)), _most_tested(count))
+
+
+def _test_size(settings: config.Data, usual: pd.Series, available: pd.Series, what: str) -> int:
+    """The images of each class in the test set: `usual` ones with `auto`, and at most those that are `available`."""
+    size = usual.min() if settings.test_per_class == "auto" else settings.test_per_class
+    if len(available) < 2 or not 1 <= size <= available.min():
+        available = available.reindex(LABELS, fill_value=0)
+        half = "" if settings.protocol == "fold" else f", in half of the {settings.protocol}s of a class"
         raise InputError(
             f"data.test_per_class: too few {what} for protocol {settings.protocol}: must be at most {available.min()} "
-            f"(benign {available.benign}, malignant {available.malignant}), got {settings.test_per_class}"
+            f"(benign {available.benign}, malignant {available.malignant}{half}) or auto, got {settings.test_per_class}"
         )
+    return int(size)
 
 
 def group_ids(table: pd.DataFrame, protocol: str) -> pd.Series:
@@ -193,10 +215,10 @@ def _draw_order(rows: pd.DataFrame, groups: pd.Series, settings: config.Data, rn
     return sizes.loc[((rank + 0.5) / count).where(rank > 0, -count).sort_values(kind="stable").index]
 
 
-def _test_groups(order: pd.Series, settings: config.Data) -> pd.Index:
-    needed = int(np.searchsorted(order.cumsum(), settings.test_per_class)) + 1
+def _test_groups(order: pd.Series, settings: config.Data, size: int) -> pd.Index:
+    needed = int(np.searchsorted(order.cumsum(), size)) + 1
     if settings.protocol != "image":
-        needed = max(needed, min(max(4, round(TEST_SHARE * len(order))), len(order) - 2))
+        needed = max(needed, _usually_tested(len(order)))
     return order.index[:needed]
 
 
@@ -223,25 +245,40 @@ def _draw_valid(rows: pd.DataFrame, groups: pd.Series, settings: config.Data) ->
     return drawn[0].union(drawn[1])
 
 
-def upsample(train: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Draws rows of each class, with replacement, until each has as many as the largest class.
+def training_rows(table: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
+    """The rows that an epoch passes over: those of the training set, upsampled; `table` as `split` returns it."""
+    return upsample(table[table.set == "train"], settings)
 
-    As in the thesis, the largest class is drawn with replacement too, so about a third of its rows is left out.
+
+def upsample(train: pd.DataFrame, settings: config.Data) -> pd.DataFrame:
+    """Draws rows, with replacement, until both classes have as many as the larger one, as `settings.upsample` says.
+
+    - `minority`: every row once, and rows of the smaller class again.
+    - `both`: both classes are drawn anew, as in the thesis; about a third of the larger one's rows is left out.
+    - `none`: every row once.
 
     Args:
         train: the training rows.
-        seed: of the draw.
+        settings: the section `data`.
 
     Returns:
-        The drawn rows, ordered by class.
+        The drawn rows.
 
     Raises:
         ValueError: there are rows of another set, whose repetition would falsify a score.
     """
     if "set" in train and set(train.set) != {"train"}:
         raise ValueError(f"only training rows may be upsampled, got {sorted(set(train.set))}")
-    largest = train.label.value_counts().max()
-    return train.groupby("label").sample(largest, replace=True, random_state=seed).reset_index(drop=True)
+    if settings.upsample == "none":
+        return train
+    counts = train.label.value_counts()
+    if settings.upsample == "both":
+        drawn = train.groupby("label").sample(counts.max(), replace=True, random_state=settings.seed)
+    else:
+        smaller = train[train.label == counts.idxmin()]
+        again = smaller.sample(counts.max() - counts.min(), replace=True, random_state=settings.seed)
+        drawn = pd.concat([train, again])
+    return drawn.reset_index(drop=True)
 
 
 def check(table: pd.DataFrame, protocol: str) -> None:

@@ -24,6 +24,10 @@ MODES = {
 HALF = [*MODES["from_scratch"], "train.epochs=4"]
 
 
+class StopError(Exception):
+    """Raised by a test in the middle of a run."""
+
+
 def start(place, *arguments, command="train.py", **options):
     return subprocess.Popen(
         [sys.executable, ROOT / command, *arguments], cwd=place, text=True,

@@ -103,8 +103,8 @@ def keep_rows(root, count):
 
 
 @pytest.mark.parametrize("spoil, change, words", [
-    (None, "data.root=nowhere", "no folder 'nowhere'; get BreakHis as README.md says"),
-    (None, "data.folds=nowhere.csv", "no table 'nowhere.csv'; get BreakHis as README.md says"),
+    (None, "data.root=nowhere", "must be a folder, got 'nowhere'; get BreakHis as README.md describes"),
+    (None, "data.folds=nowhere.csv", "must be a CSV file or tree, got 'nowhere.csv'; get BreakHis as README.md describes"),
     (None, "data.test_per_class=500", "got 500"),
     (None, "train.epoch=1", "the nearest is train.epochs"),
     (None, "train.epochs=two", "train.epochs"),

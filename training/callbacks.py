@@ -84,7 +84,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
 
 class SaveBest(keras.callbacks.Callback):
-    """Saves the whole model with its metadata whenever the validation loss is lower than in all epochs before.
+    """Saves the whole model with its metadata whenever the monitored loss is lower than in all epochs before.
 
     Keras' ModelCheckpoint cannot add metadata, would save the head alone where that is trained, and writes in place,
     so that a reader could meet half a file.
@@ -93,19 +93,21 @@ class SaveBest(keras.callbacks.Callback):
         whole: the model to save, which shares its layers with the one that is trained.
         path: of the checkpoint.
         metadata: as `checkpoint.save` takes it.
+        monitor: the name of the loss in the logs, of `config.Train.monitor`.
 
     Attributes:
-        best: the lowest validation loss so far; a resumed run sets it.
+        best: the lowest monitored loss so far; a resumed run sets it.
     """
 
-    def __init__(self, whole: keras.Model, path: Path, metadata: dict) -> None:
+    def __init__(self, whole: keras.Model, path: Path, metadata: dict, monitor: str = "val_loss") -> None:
         super().__init__()
-        self.whole, self.path, self.metadata, self.best = whole, path, metadata, math.inf
+        self.whole, self.path, self.metadata, self.monitor, self.best = whole, path, metadata, monitor, math.inf
 
     def on_epoch_end(self, epoch: int, logs: dict) -> None:
-        if logs["val_loss"] < self.best:
-            self.best = logs["val_loss"]
-            checkpoint.save(self.whole, self.path, {**self.metadata, "epoch": epoch, "val_loss": self.best})
+        if logs[self.monitor] < self.best:
+            self.best = logs[self.monitor]
+            losses = {"val_loss": logs["val_loss"], self.monitor: self.best}
+            checkpoint.save(self.whole, self.path, {**self.metadata, "epoch": epoch, **losses})
 
 
 class SaveState(keras.callbacks.Callback):

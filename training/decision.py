@@ -11,6 +11,9 @@ from safety.errors import InputError
 
 # Below 0.5, float32 probabilities close to 1 would all be scaled to exactly 1, and their order would be lost.
 TEMPERATURE_RANGE = (0.5, 10.0)
+# With fewer validation patients of a class the temperature stays 1: images of one patient resemble each other, so it
+# would be that of a few patients. From five on, no single one is more than a fifth of its class.
+MIN_PATIENTS = 5
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 
 

@@ -54,7 +54,7 @@ def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model
         "git_commit": git_commit(),
         "split_sha256": splits.digest(splits.to_csv(table)),
         "weights_sha256": model.weights_hash(model.base_of(network)),
-        "leaks": leaks.measure(table),
+        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
         "notice": data.notice(settings.data.root),
     }
 

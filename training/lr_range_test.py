@@ -41,8 +41,8 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
         settings: of the run.
 
     Returns:
-        A row for each point of the curve: rate, loss (training, mean since the point before) and val_loss, both as
-        the geometric mean over the five heads.
+        A row for each point of the curve: rate, loss (training, mean since the point before) and val_loss (by
+        which `train.select` chooses the epoch), both as the geometric mean over the five heads.
     """
     lags = LAGS_PER_DECADE * math.log10(HIGHEST / LOWEST) / (1 - settings.train.momentum)
     per_point = math.ceil(max(phase.batches.steps * phase.epochs.stop, lags) / POINTS)
@@ -64,7 +64,7 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
             for number in range(HEADS):
                 _freshen(head, settings.data.seed * HEADS + number)
                 history = phases.fit(points, [progress], verbose=0)
-                losses.append([history["loss"], history["val_loss"]])
+                losses.append([history["loss"], history[settings.train.monitor]])
     finally:
         head.set_weights(before)
     rates = [float(rate(per_point * (point + 1) - 1)) for point in range(POINTS)]

@@ -42,7 +42,7 @@ class State(NamedTuple):
 
     Attributes:
         epoch: the next one, from 0.
-        best: the lowest validation loss so far.
+        best: the lowest validation loss so far, of the kind that `train.select` names.
         history: a row for each epoch, as in history.csv.
         first: the first epoch of the current phase of the run.
     """
@@ -160,7 +160,7 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
     for name in ("config.yaml", "split.csv", "environment.json"):
         if not (run / name).is_file():
             raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
-    settings = config.load_settings(run / "config.yaml", overrides)
+    settings = config.load_settings(run / "config.yaml", overrides, of_run=True)
     changes = _changes(run, settings)
     for name, (old, new) in changes.items():
         if name not in EPOCHS:
@@ -181,10 +181,12 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
 def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
     """The settings that are not those of the run's record: name -> [old value, new value].
 
-    An older run has no record but its config.yaml, and an older record lacks newer settings, which had their defaults.
+    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of that time.
     """
-    recorded = environment.read(run).get("settings") or config.load_settings(run / "config.yaml").model_dump()
-    defaults, current = config.load_settings().model_dump(), settings.model_dump()
+    recorded = (
+        environment.read(run).get("settings") or config.load_settings(run / "config.yaml", of_run=True).model_dump()
+    )
+    defaults, current = config.load_settings(of_run=True).model_dump(), settings.model_dump()
     changes = {}
     for section, key in (name.split(".") for name in config.setting_names()):
         old, new = recorded.get(section, {}).get(key, defaults[section][key]), current[section][key]

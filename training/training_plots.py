@@ -21,12 +21,17 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         fine_tuned_from: the first epoch, from 0, of the fine-tuning; None without fine-tuning.
     """
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    number, best = epochs.epoch + 1, epochs.val_loss.idxmin()
+    balanced = "val_balanced_loss" in epochs
+    number, best = epochs.epoch + 1, epochs["val_balanced_loss" if balanced else "val_loss"].idxmin()
     for axis, key in zip(axes, ["loss", "accuracy"]):
         axis.plot(number, epochs[key], color="0.25", label="training", marker=".")
         axis.plot(number, epochs[f"val_{key}"], color="#009E73", label="validation", marker=".", linestyle="--")
+        if balanced and key == "loss":
+            label = "validation, classes weighted equally"
+            axis.plot(number, epochs.val_balanced_loss, color="#D55E00", label=label, marker=".", linestyle=":")
         circle = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": "#CC79A7", "linestyle": "none"}
-        axis.plot([number[best]], [epochs[f"val_{key}"][best]], label="kept: lowest validation loss", **circle)
+        place = epochs.val_balanced_loss if balanced and key == "loss" else epochs[f"val_{key}"]
+        axis.plot([number[best]], [place[best]], label="kept: lowest validation loss", **circle)
         axis.set(title=key.capitalize())
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
     axes[2].set(title="Learning rate at the end of the epoch")
@@ -41,7 +46,7 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
         if fine_tuned_from is not None:
             axis.axvline(fine_tuned_from + 0.5, color="0.35", linestyle=":", label="fine-tuning begins")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=4, loc="outside upper center")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=5, loc="outside upper center")
     return figure
 
 

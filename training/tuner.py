@@ -77,7 +77,7 @@ def fit(prepared: Prepared, settings: config.Settings) -> dict[str, float]:
     """Trains a head as a run with these settings does.
 
     Returns:
-        val_loss and val_auc of the epoch with the lowest validation loss, whose model a run saves, and `epoch`, its
+        val_loss (by which `train.select` chooses) and val_auc of the epoch whose model a run keeps, and `epoch`, its
         number from 0; empty if a loss was NaN or infinite, which would stop a run.
     """
     head, initial = prepared.heads[settings.model.standardize]
@@ -85,6 +85,7 @@ def fit(prepared: Prepared, settings: config.Settings) -> dict[str, float]:
     phase = phases.head_on_features(head, prepared.train, prepared.valid, settings)
     model.compile_model(head, settings.train, phase.rate)
     history = phases.fit(phase, [keras.callbacks.TerminateOnNaN()], verbose=0)
+    history["val_loss"] = history[settings.train.monitor]
     if not np.isfinite(history["loss"]).all() or np.isnan(history["val_loss"]).all():
         return {}
     best = int(np.nanargmin(history["val_loss"]))
@@ -149,7 +150,7 @@ def search(trials: int, folder: Path, prepared: Prepared, notice: str) -> None:
     name = folder.name.removesuffix("-tune")
     initial, path = _changed(prepared.settings, train={"run": name}), folder / "config.yaml"
     prepared = prepared._replace(settings=_changed(initial, train={"run": f"{name}-best"}))
-    if path.exists() and path.read_text(encoding="utf-8") != initial.to_yaml():
+    if path.exists() and config.load_settings(path, of_run=True) != initial:
         raise InputError(
             f"--tune: {folder} holds a search with other settings; go on with it by --config {path}, "
             "or give another train.run"

@@ -49,8 +49,8 @@ def split_file(run, path, old="", new=""):
     ("filename,label", "name,label", "columns must be"),
     ("benign,14-101AB", "malignant,14-101AB", "must agree with the file name"),
     (",test\n", ",exam\n", "exam"),
-    (",test\n", ",train\n", "as many of each"),
-    ("filename", "\x00", "holds a NUL byte"),
+    (",test\n", ",train\n", "the same number of each"),
+    ("filename", "\x00", "got a NUL byte"),
 ])  # fmt: skip
 def test_a_wrong_split_file_is_refused(run, tmp_path, old, new, words):
     with pytest.raises(InputError, match=words):

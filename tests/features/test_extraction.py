@@ -288,7 +288,7 @@ def fit(tree, place, mode, *overrides):
     """Head weights and validation predictions after training in one of the modes."""
     settings = options(tree, f"train.features={mode}", *overrides)
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
-    rows = splits.upsample(table[table.set == "train"], 0)
+    rows = splits.training_rows(table, settings.data)
     network = model.build(settings)
     (head,) = phases.prepare(network, phases.Rows(rows, table[table.set == "valid"]), settings)
     model.compile_model(head.trained, settings.train, head.rate)

@@ -221,7 +221,7 @@ OTHER = "SOB_M_DC-14-201-40-001.png"
     ("a.csv", f"file,label\n{NAME},0\n{OTHER},1\n", "must give the set as train, training"),
     ("a.csv", f"file,set\n{NAME},train\n{OTHER},\n", "must give the set"),
     ("a.csv", f"file,set\n{NAME},train\nSOB_M_A-14-101AB-40-001.png,test\n", "allowed are names of BreakHis' images"),
-    ("a.csv", "slide,set\n14-22549AB,train\n14-1,test\n", "no table"),
+    ("a.csv", "slide,set\n14-22549AB,train\n14-1,test\n", "must be a CSV file"),
     ("a.csv", "file,fold\n" + "".join(f"{NAME},{n}\n" for n in range(101)), "allowed are 100 folds"),
     ("train.txt", f"{NAME}\n{OTHER}\n", "goes into a folder|go into a folder"),
     ("a.json", "{", "must be JSON"),

@@ -77,7 +77,7 @@ def test_the_thesis_is_reproduced_to_the_row(full_table):
     assert counts.loc["train"].tolist() == [9628, 21528]
     assert counts.loc["valid"].tolist() == [2472, 5317]
     assert counts.loc["test"].tolist() == [300, 300]
-    drawn = splits.upsample(parts[parts.set == "train"], settings.seed)
+    drawn = splits.training_rows(parts, settings)
     assert drawn.label.value_counts().to_dict() == {"benign": 21528, "malignant": 21528}
 
 
@@ -153,10 +153,10 @@ def test_equal_pixels_under_both_labels_are_refused(table):
 
 
 @pytest.mark.parametrize("protocol, changes, words", [
-    ("row", {"test_per_class": 900}, "must be at most 898 (benign 898, malignant 998), got 900"),
-    ("image", {"test_per_class": 179}, "must be at most 178 (benign 178, malignant 198), got 179"),
-    ("slide", {"test_per_class": 141}, "must be at most 140"),
-    ("patient", {"test_per_class": 141}, "got 141"),
+    ("row", {"test_per_class": 451}, "must be at most 450 (benign 450, malignant 500, in half of the rows of a class) or auto, got 451"),
+    ("image", {"test_per_class": 91}, "must be at most 90 (benign 90, malignant 100, in half of the images of a class) or auto, got 91"),
+    ("slide", {"test_per_class": 81}, "must be at most 80 (benign 80, malignant 100, in half of the slides"),
+    ("patient", {"test_per_class": 101}, "in half of the patients of a class) or auto, got 101"),
     ("fold", {"test_per_class": 100}, "official fold 1 for protocol fold: must be at most 60"),
     ("patient", {"test_per_class": 60, "magnification": 40}, "in whole patients"),
 ])  # fmt: skip
@@ -180,17 +180,75 @@ def test_magnification_is_respected(table):
     assert set(parts.mag) == {100}
 
 
-def test_upsampling_draws_training_rows_until_the_classes_are_equal(table):
+@pytest.mark.parametrize("protocol, limited", [("image", "filename"), ("slide", "slide"), ("patient", "patient")])
+@pytest.mark.parametrize("mag", [40, 400])
+def test_at_most_half_of_a_class_is_taken_and_a_resumed_run_is_not_refused(full_table, protocol, limited, mag):
+    refused = 0
+    for seed in range(8):
+        settings = options(protocol, test_per_class=300, magnification=mag, seed=seed)
+        try:
+            parts = splits.split(full_table, settings)
+        except InputError:
+            refused += 1
+            assert_contract(splits.split(full_table, settings, resumed=True), protocol, 300)
+            continue
+        tested = parts[parts.set == "test"].groupby("label")[limited].nunique()
+        assert (tested <= parts.groupby("label")[limited].nunique() // 2).all()
+    # 400X has 588 benign images.
+    assert refused == {40: 0, 400: 8}[mag] if protocol == "image" else refused > 0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("mag", ["all", 40])
+def test_auto_takes_what_a_fifth_of_the_groups_gives(full_table, protocol, mag):
+    parts = splits.split(full_table, options(protocol, test_per_class="auto", magnification=mag))
+    assert_contract(parts, protocol, (parts.set == "test").sum() // 2)
+    key = {"row": None, "fold": None, "image": "filename"}.get(protocol, protocol)
+    for label, rows in parts.groupby("label"):
+        groups, test = rows[key].nunique() if key else len(rows), rows[rows.set == "test"]
+        if protocol != "fold":
+            assert (test[key].nunique() if key else len(test)) <= max(4, round(0.2 * groups)), label
+    official = parts.label[parts.grp == "test"].value_counts().min()
+    assert protocol != "fold" or (parts.set == "test").sum() == 2 * official
+
+
+def shuffled(table):
     parts = splits.split(table, options("row"))
-    train = parts[parts.set == "train"]
-    drawn = splits.upsample(train, 3)
-    assert drawn.label.value_counts().to_dict() == dict.fromkeys(
-        ["benign", "malignant"], train.label.value_counts().max()
-    )
-    assert set(drawn.filename) <= set(train.filename)
-    pd.testing.assert_frame_equal(drawn, splits.upsample(train, 3))
-    with pytest.raises(ValueError, match="only training rows"):
-        splits.upsample(parts, 3)
+    train = parts[parts.set == "train"].sample(frac=1, random_state=4)
+    return train.assign(number=range(len(train)))
+
+
+def test_upsampling_both_draws_both_classes_anew(table):
+    train = shuffled(table)
+    drawn = splits.upsample(train, options("row", upsample="both", seed=3))
+    assert drawn.label.value_counts().to_dict() == {"benign": 794, "malignant": 794}
+    assert 0.5 < drawn[drawn.label == "malignant"].number.nunique() / 794 < 0.75
+    expected = train.groupby("label").sample(794, replace=True, random_state=3).reset_index(drop=True)
+    pd.testing.assert_frame_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("rare", ["benign", "malignant"])
+@pytest.mark.parametrize("seed", range(3))
+def test_upsampling_the_minority_keeps_every_row_and_the_larger_class_once(table, rare, seed):
+    train = shuffled(table)
+    train = train.drop(train.index[train.label == rare][50:])
+    settings = options("row", upsample="minority", seed=seed)
+    drawn = splits.upsample(train, settings)
+    counts = train.label.value_counts()
+    assert drawn.label.value_counts().to_dict() == dict.fromkeys(counts.index, counts.max())
+    times = drawn.number.value_counts()
+    assert set(times.index) == set(train.number)
+    assert (times[train.number[train.label != rare]] == 1).all()
+    assert times[train.number[train.label == rare]].max() > 1
+    pd.testing.assert_frame_equal(drawn, splits.upsample(train, settings))
+
+
+def test_upsampling_none_keeps_the_rows_as_they_are_and_no_kind_takes_other_sets(table):
+    train = shuffled(table)
+    pd.testing.assert_frame_equal(splits.upsample(train, options("row", upsample="none")), train)
+    for kind in ("none", "both", "minority"):
+        with pytest.raises(ValueError, match="only training rows"):
+            splits.upsample(splits.split(table, options("row")), options("row", upsample=kind))
 
 
 @pytest.mark.parametrize("protocol, move, words", [

@@ -6,15 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from killed_runs import HALF
+from killed_runs import HALF, StopError
 from tiny_tree import tiny_settings
 
 import train
 from training import callbacks
-
-
-class StopError(Exception):
-    pass
 
 
 @pytest.fixture(scope="session")

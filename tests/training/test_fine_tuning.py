@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from test_resume import StopError, what_is_left
+from killed_runs import StopError, what_is_left
 from tiny_tree import tiny_settings
 
 import config
@@ -76,7 +76,7 @@ def prepare(tree, *overrides):
     settings = config.load_settings(None, tiny_settings(tree, *TUNED, *overrides))
     table = splits.split(audit.with_pixels(data.read_table(settings.data), settings.data), settings.data)
     network = model.build(settings)
-    rows = splits.upsample(table[table.set == "train"], 0)
+    rows = splits.training_rows(table, settings.data)
     return settings, network, rows, phases.prepare(network, phases.Rows(rows, table[table.set == "valid"]), settings)
 
 

@@ -278,7 +278,7 @@ def test_what_has_one_value_is_fixed_and_the_rest_is_searched():
     ("tune.maximal_lr=[0.1]", "tune.maximal_lr: list should have at least 2"),
     ("tune.initial_share=[0.1,2]", "tune.initial_share.1"),
     ("tune.momentum=[1.0]", "tune.momentum.0"),
-    ("tune.epochs=[3,3]", "choices must differ"),
+    ("tune.epochs=[3,3]", "choices that all differ"),
     ("tune.standardize=[]", "at least 1"),
     ("tune.batch_size=16", "tune.batch_size: input should be a valid list"),
     ("tune.objective=test_loss", "'val_loss' or 'val_auc'"),
