@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import keras
 import pandas as pd
-import tensorflow as tf
 
 import config
 import model
-from devices import strategy
+from devices import keras_stack, strategy
+from devices.keras_stack import Batches
 from features import extraction, feature_datasets
 from features.extraction import Features
 from images import audit, image_datasets
@@ -32,22 +32,6 @@ class Rows(NamedTuple):
     valid: pd.DataFrame
 
 
-class Batches(NamedTuple):
-    """The batches of a phase.
-
-    Attributes:
-        train_from: gives the training batches from an epoch on; the last batch of an epoch may be smaller.
-        steps: training batches in an epoch.
-        valid: the validation batches.
-        valid_steps: their number.
-    """
-
-    train_from: Callable[[int], tf.data.Dataset]
-    steps: int
-    valid: tf.data.Dataset
-    valid_steps: int
-
-
 class Phase(NamedTuple):
     """Consecutive epochs that train the same layers on the same batches.
 
@@ -56,14 +40,15 @@ class Phase(NamedTuple):
         rate: the learning rate as a function of the step.
         epochs: of the whole run, from 0.
         batches: to train and validate on.
-        begin: takes the path of the best checkpoint so far; to be called before `trained` is compiled.
+        begin: takes the path of the best checkpoint so far, or None to go on from the last epoch; to be called before
+            `trained` is compiled.
     """
 
     trained: keras.Model
     rate: keras.optimizers.schedules.LearningRateSchedule
     epochs: range
     batches: Batches
-    begin: Callable[[Path], None] = lambda best: None
+    begin: Callable[[Path | None], None] = lambda best: None
 
 
 def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list[Phase]:
@@ -113,8 +98,9 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) ->
     """The second phase: blocks and head on cached features, or the whole network on images that each epoch warps."""
     block = settings.model.trainable_from
 
-    def begin(best: Path) -> None:
-        network.load_weights(best)
+    def begin(best: Path | None) -> None:
+        if best:
+            network.load_weights(best)
         fine_tuning.unfreeze(network, block)
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)
@@ -157,13 +143,5 @@ def fit(phase: Phase, callbacks: list, epoch: int = 0, verbose: str | int = "aut
     Returns:
         Keras' history: the name of a loss or metric -> its value in each epoch.
     """
-    return phase.trained.fit(
-        strategy.distribute(phase.batches.train_from(epoch), weighted=True),
-        initial_epoch=epoch,
-        epochs=phase.epochs.stop,
-        steps_per_epoch=phase.batches.steps,
-        validation_data=strategy.distribute(phase.batches.valid),
-        validation_steps=phase.batches.valid_steps,
-        callbacks=callbacks,
-        verbose=verbose,
-    ).history
+    options = {"epochs": phase.epochs.stop, "callbacks": callbacks, "verbose": verbose}
+    return keras_stack.fit(phase.trained, phase.batches, strategy.distribute, epoch, options)
