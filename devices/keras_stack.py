@@ -133,6 +133,7 @@ def fit(
         train,
         initial_epoch=first,
         validation_data=batches.valid,
+        shuffle=False,
         **{**options, "callbacks": [count_epochs, *options["callbacks"]]},
     ).history
 

@@ -1,5 +1,7 @@
 """Both stacks train, save and read alike. Each silent difference of Keras 3 has a test that is red without its cure."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -120,8 +122,10 @@ def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
     assert epochs_from(2) == from_the_start[2:]
 
 
-def test_xla_is_off_in_whatever_is_compiled(settings):
+def test_xla_is_off_in_whatever_is_compiled(settings, monkeypatch):
+    """On a machine with a GPU, where Keras 3 would choose it."""
     network = model.build(settings)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [SimpleNamespace(device_type="GPU")])
     for trained in (network, model.head(network)):
         model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, 64))
         assert trained.jit_compile is False
