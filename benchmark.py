@@ -9,6 +9,10 @@ Every figure is a median over the rounds. Compare ratios: seconds depend on the 
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import contextlib
 import io
 import json
@@ -21,8 +25,6 @@ import time
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np

@@ -10,22 +10,34 @@ It needs only the run's folder and the images: settings, split and threshold are
 
 from __future__ import annotations
 
-from pathlib import Path
+import safety.startup
 
-import safety.startup  # noqa: F401  before any other import
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
+import argparse
+from pathlib import Path
 
 import keras
 import pandas as pd
 
 import config
 import data
-from evaluation import bootstrap, calibration, comparison, metrics, out_of_distribution, predictions, report
+from evaluation import (
+    bootstrap,
+    calibration,
+    comparison,
+    cross_validation,
+    metrics,
+    out_of_distribution,
+    predictions,
+    report,
+)
 from evaluation.evaluation import Evaluation
 from features import extraction
 from images import audit, leaks, splits
 from safety import atomic_files, command_line, limits, lock
 from safety.errors import InputError
-from training import checkpoint, decision, environment, resume
+from training import checkpoint, cross_validation_files, decision, environment, resume
 
 
 def main(arguments: list[str]) -> None:
@@ -41,14 +53,32 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
-    paths = [find(Path(run)) for run in args.runs]
-    evaluations = {}
-    for path in paths:
+    crossed = [Path(run) for run in args.runs if cross_validation_files.is_cross_validation(Path(run))]
+    evaluations = evaluate_cross_validations(crossed, args) if crossed else {}
+    for path in [] if crossed else [find(Path(run)) for run in args.runs]:
         with lock.exclusive(path.parent):
             atomic_files.remove_leftovers(path.parent)
             evaluations[path.parent] = evaluate(path, rule, args.split)
     if len(evaluations) > 1:
         comparison.compare(evaluations)
+
+
+def evaluate_cross_validations(folders: list[Path], args: argparse.Namespace) -> dict[Path, Evaluation]:
+    """Evaluates cross-validations anew, from the predictions of their folds.
+
+    Raises:
+        InputError: there are runs among them, or an option that only a run has.
+    """
+    if len(folders) < len(args.runs) or args.threshold or args.split:
+        raise InputError(
+            f"{folders[0]} is a cross-validation: allowed next to it are other cross-validations, without --threshold "
+            "and --split; crossval.py --threshold chooses on inner folds"
+        )
+    evaluations = {}
+    for folder in folders:
+        with lock.exclusive(folder):
+            evaluations[folder] = cross_validation.evaluate(folder)
+    return evaluations
 
 
 def find(run: Path) -> Path:
@@ -92,7 +122,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
-    choice = decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
+    choice = calibration.decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
     familiar = about.get("familiar") or describe_training(network, table, settings)
     checkpoint.amend(path, decision=choice, familiar=familiar)
 
@@ -126,22 +156,6 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     return table
 
 
-def decide(valid: pd.DataFrame, rule: str) -> dict:
-    """The checkpoint's `decision`: rule, threshold and temperature, from the validation set alone."""
-    malignant = (valid.label == "malignant").to_numpy()
-    enough = min(patients_of(valid).values()) >= decision.MIN_PATIENTS
-    return {
-        "rule": rule,
-        "threshold": calibration.choose_threshold(malignant, valid.probability, rule),
-        "temperature": calibration.fit_temperature(malignant, valid.probability) if enough else 1.0,
-    }
-
-
-def patients_of(rows: pd.DataFrame) -> dict[str, int]:
-    """The number of patients of each class."""
-    return {label: int(rows.patient[rows.label == label].nunique()) for label in data.LABELS}
-
-
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
     """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
     train = audit.with_pixels(table[table.set == "train"], settings.data)
@@ -159,8 +173,8 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "bootstrap": {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": seed},
         "calibration": {
             "temperature": temperature,
-            "validation_patients": patients_of(valid),
-            "temperature_fitted": min(patients_of(valid).values()) >= decision.MIN_PATIENTS,
+            "validation_patients": calibration.patients_of(valid),
+            "temperature_fitted": min(calibration.patients_of(valid).values()) >= decision.MIN_PATIENTS,
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))

@@ -7,20 +7,20 @@ python grid.py c data.seed=0,1,2,3 --share 1/2                       the first o
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import itertools
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
-
-from tqdm import tqdm
 
 import config
 from safety import command_line
 from safety.errors import InputError
+from training import jobs
 
 HERE = Path(__file__).parent
 
@@ -29,29 +29,21 @@ def main(arguments: list[str]) -> int:
     """Trains the missing runs of this share of the grid, then evaluates and compares all runs if none is missing."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("name", metavar="NAME", help="what the names of the runs begin with")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time [1]")
-    parser.add_argument(
-        "--share", default="1/1", metavar="I/N", help="train every Nth run, starting with the Ith [1/1]"
-    )
+    jobs.add_options(parser, "runs")
     config.add_settings(parser)
     args = parser.parse(arguments)
     common = ["--config", args.config] if args.config else []
     runs = grid(args.name, args.overrides)
     for settings in runs.values():
         config.load_settings(args.config, settings)
-    mine = share(list(runs), args.share)
-    if args.jobs < 1:
-        raise InputError(f"--jobs: needed is 1 or more, got {args.jobs}")
-    with ThreadPoolExecutor(args.jobs) as pool:
-        done = pool.map(lambda name: train(name, [*common, *runs[name]]), mine)
-        try:
-            failed = [name for name, status in zip(mine, tqdm(done, "runs", len(mine))) if status]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    mine = jobs.share(list(runs), args.share)
+    jobs.check_count(args.jobs)
+    statuses = jobs.run(lambda name: train(name, [*common, *runs[name]]), mine, args.jobs, "runs")
+    failed = [name for name, status in zip(mine, statuses) if status]
     if failed:
         log = Path("runs", f"{failed[0]}.log")
         raise InputError(
-            f"{len(failed)} of {len(mine)} runs failed; the last line of {log}:\n{last_line(log)}\n"
+            f"{len(failed)} of {len(mine)} runs failed; the last line of {log}:\n{jobs.last_line(log)}\n"
             "the same command resumes them"
         )
     missing = [name for name in runs if not finished(name)]
@@ -85,14 +77,6 @@ def grid(name: str, overrides: list[str]) -> dict[str, list[str]]:
     return runs
 
 
-def share(names: list[str], which: str) -> list[str]:
-    """Every Nth of the names, starting with the Ith; raises InputError unless `which` is I/N with I from 1 to N."""
-    match = re.fullmatch(r"(\d+)/(\d+)", which)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"--share: needed is I/N with I from 1 to N, for example 1/2, got {which}")
-    return names[int(match[1]) - 1 :: int(match[2])]
-
-
 def train(name: str, arguments: list[str]) -> int:
     """Trains or resumes a run unless it is finished; its output goes to runs/NAME.log. Returns the exit status."""
     if finished(name):
@@ -103,12 +87,6 @@ def train(name: str, arguments: list[str]) -> int:
     with run.with_name(f"{name}.log").open("a") as log:
         command = [sys.executable, HERE / "train.py", *arguments]
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log, which is the error of a run that failed."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "(empty)"
 
 
 def finished(name: str) -> bool:

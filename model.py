@@ -198,6 +198,11 @@ class BalancedLoss(keras.metrics.Metric):
         self.total.assign_add(tf.linalg.matvec(classes, losses, transpose_a=True))
         self.count.assign_add(tf.reduce_sum(classes, axis=0))
 
+    def reset_state(self) -> None:
+        """Starts a new epoch; Keras 2's own reset assigns scalars."""
+        for variable in (self.total, self.count):
+            variable.assign(tf.zeros((2,)))
+
     def result(self) -> tf.Tensor:
         """The loss, in nats; a class without rows counts as 0."""
         return tf.reduce_mean(tf.math.divide_no_nan(self.total, self.count))

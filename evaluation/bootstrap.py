@@ -10,27 +10,35 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from evaluation import metrics
+from evaluation import metrics, small_sample
 
 DRAWS = 2000
 LEVEL = 95
+# Rows times draws of which scores are computed at once.
+DRAWN_AT_ONCE = 4_000_000
+# Rows times draws of a curve's bands, for which all are needed at once; a cross-validation's get fewer draws.
+DRAWN_FOR_BANDS = 16_000_000
 
 
-def intervals(predictions: pd.DataFrame, threshold: float, seed: int = 0, draws: int = DRAWS) -> dict[str, dict]:
-    """95 % percentile intervals of every score, resampling patients and resampling images.
+def intervals(
+    predictions: pd.DataFrame, threshold: float | pd.Series, seed: int = 0, draws: int = DRAWS
+) -> dict[str, dict]:
+    """95 % intervals of every score: the headline, and percentiles resampling patients and resampling images.
 
+    The headline is that of `small_sample` where it has one, else the one that resamples patients.
     Field and Welsh, "Bootstrapping Clustered Data", 2007. Each class is resampled separately, so that every draw has
     both classes, with as many patients (or images) as the test set.
 
     Args:
         predictions: as in `metrics`.
-        threshold: an image is predicted malignant if its probability is at least this.
+        threshold: an image is predicted malignant if its probability is at least this; in a cross-validation one a row.
         seed: of the draws.
         draws: their number.
 
     Returns:
-        score -> {"patient": [low, high], "image": [low, high]}. None replaces a pair where there is no interval: a
-        class has a single patient (or image), or images are resampled for a patient-level score.
+        score -> {"headline": [low, high], "patient": [low, high], "image": [low, high]}. None replaces a pair where
+        there is no interval: a class has a single patient (or image), or images are resampled for a patient-level
+        score.
     """
     ends = {}
     for unit, column in {"patient": "patient", "image": "filename"}.items():
@@ -38,15 +46,19 @@ def intervals(predictions: pd.DataFrame, threshold: float, seed: int = 0, draws:
             ends[unit] = {}
             continue
         weights = resample(predictions[column], predictions.label, draws, seed)
-        drawn = weighted_scores(predictions, weights)
-        if unit == "patient":
-            drawn |= _weighted_patients(predictions, threshold, weights)
-        ends[unit] = {name: percentiles(values) for name, values in drawn.items()}
+        # In parts, since the scores of one draw take some hundred bytes a row.
+        parts = []
+        for part in np.array_split(weights, -(-weights.size // DRAWN_AT_ONCE)):
+            parts.append(weighted_scores(predictions, part))
+            if unit == "patient":
+                parts[-1] |= _weighted_patients(predictions, threshold, part)
+        ends[unit] = {name: percentiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    ends = {"headline": {**ends["patient"], **small_sample.intervals(predictions)}, **ends}
     return {name: {unit: pairs.get(name) for unit, pairs in ends.items()} for name in metrics.SCORES}
 
 
 def table(results: dict) -> pd.DataFrame:
-    """A row per score: key, name, value, patient_low, patient_high, image_low, image_high; NaN for no interval."""
+    """A row per score: key, name, value, and low and high of headline, patient and image; NaN for no interval."""
     rows = []
     for key, name in metrics.SCORES.items():
         pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}
@@ -133,7 +145,9 @@ def _weighted_probabilities(true: np.ndarray, probability: np.ndarray, weights: 
     }
 
 
-def _weighted_patients(predictions: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _weighted_patients(
+    predictions: pd.DataFrame, threshold: float | pd.Series, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     patients = metrics.by_patient(predictions, threshold)
     first_rows = ~predictions.duplicated(["patient", "label"]).to_numpy()
     patient_weights = weights[:, first_rows]
@@ -177,6 +191,7 @@ def curve_bands(predictions: pd.DataFrame, seed: int = 0, draws: int = DRAWS) ->
     """
     if predictions.groupby("label").patient.nunique().min() < 2:
         return {}
+    draws = min(draws, max(100, DRAWN_FOR_BANDS // len(predictions)))
     true, probability = (predictions.label == "malignant").to_numpy(), predictions.probability.to_numpy()
     weights = resample(predictions.patient, predictions.label, draws, seed)
     positive, negative = (_sum_from_top(part)[:, ::-1] for part in _weights_by_probability(true, probability, weights))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import sklearn.metrics
 from scipy import optimize, special
 
 from evaluation import metrics
+from images import splits
 from training import decision
 
 
@@ -53,6 +55,27 @@ def fit_temperature(malignant: np.ndarray, probability: np.ndarray) -> float:
     return float(min([1.0, *decision.TEMPERATURE_RANGE, minimum], key=loss))
 
 
+def decide(valid: pd.DataFrame, rule: str) -> dict:
+    """The key `decision` of a checkpoint: rule, threshold and temperature, from the validation set alone.
+
+    Args:
+        valid: predictions of the validation set: label, patient, probability.
+        rule: of the threshold, as in `choose_threshold`.
+    """
+    malignant = (valid.label == "malignant").to_numpy()
+    enough = min(patients_of(valid).values()) >= decision.MIN_PATIENTS
+    return {
+        "rule": rule,
+        "threshold": choose_threshold(malignant, valid.probability, rule),
+        "temperature": fit_temperature(malignant, valid.probability) if enough else 1.0,
+    }
+
+
+def patients_of(rows: pd.DataFrame) -> dict[str, int]:
+    """The number of patients of each class."""
+    return {label: int(rows.patient[rows.label == label].nunique()) for label in splits.LABELS}
+
+
 def format_temperature(temperature: float) -> str:
     """The temperature as text, with a remark where it is a bound of the allowed range."""
     low, high = decision.TEMPERATURE_RANGE
@@ -62,6 +85,9 @@ def format_temperature(temperature: float) -> str:
 
 def describe_temperature(results: dict) -> str:
     """The temperature of metrics.json's `calibration` in words, and how it was found or why it was left at 1."""
+    if "over_folds" in results:
+        mean, low, high = (format_temperature(value) for value in results["over_folds"])
+        return f"temperature {mean}, the mean over the folds ({low} to {high}), each fitted on inner folds alone"
     if results["temperature_fitted"]:
         return f"temperature {format_temperature(results['temperature'])}, fitted on the validation set alone"
     patients = " and ".join(f"{count} {label}" for label, count in results["validation_patients"].items())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from evaluation import bootstrap, evaluation_plots, metrics
+from evaluation import bootstrap, evaluation_plots, metrics, paired_folds
 from evaluation.evaluation import Evaluation
 from images import plot_style
 from safety import atomic_files, csv_files
@@ -153,27 +153,36 @@ def tabulate(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) 
 
 
 def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
-    """The table of pairs.csv: `bootstrap.paired` of every two runs that were tested on the same images.
+    """The table of pairs.csv: `bootstrap.paired` of every two runs that were tested on the same images, and
+    `paired_folds.paired` of every two cross-validations on the same folds.
 
     Runs that are known to be trained on different data are no pair, even if their images have the same names.
     """
     same_images: dict[tuple, list] = {}
     for run, evaluation in evaluations.items():
+        # Only the same folds make two cross-validations a pair.
+        if "cross_validation" in evaluation.results:
+            key = tuple(sorted(zip(*(evaluation.predictions[name] for name in ("filename", "repeat", "fold")))))
+            same_images.setdefault(key, []).append((run, evaluation))
         # Under the row protocol a test set can hold an image twice, and rows could not be matched by file name.
-        if evaluation.predictions.filename.is_unique:
+        elif evaluation.predictions.filename.is_unique:
             same_images.setdefault(tuple(sorted(evaluation.predictions.filename)), []).append((run, evaluation))
     return pd.DataFrame(
         [
             {
                 "first": csv_files.spreadsheet_safe(first_run.name),
                 "second": csv_files.spreadsheet_safe(second_run.name),
-                **bootstrap.paired(first.predictions, second.predictions),
+                **_paired(first)(first.predictions, second.predictions),
             }
             for runs in same_images.values()
             for (first_run, first), (second_run, second) in itertools.combinations(runs, 2)
             if len({_data_hash(first), _data_hash(second)} - {None}) < 2
         ]
     )
+
+
+def _paired(evaluation: Evaluation) -> Callable:
+    return paired_folds.paired if "cross_validation" in evaluation.results else bootstrap.paired
 
 
 def summarize_seeds(runs: pd.DataFrame, configuration: list[str]) -> pd.DataFrame:

@@ -166,16 +166,20 @@ def patients(table: pd.DataFrame) -> Figure:
 
 
 def intervals(scores: pd.DataFrame) -> Figure:
-    """Each score with its intervals, patients resampled (dark) and images resampled (light).
+    """Each score with its intervals: over patients (dark), patients resampled (grey) and images resampled (light).
 
     Args:
-        scores: name, value, patient_low, patient_high, image_low, image_high; NaN where there is no interval.
+        scores: name, value, and low and high of headline, patient and image; NaN where there is no interval.
     """
     figure, axis = plt.subplots(figsize=(9, 1.3 + 0.36 * len(scores)), layout="constrained")
     positions = np.arange(len(scores))
-    for unit, color, width, shift in [("patient", plot_style.INK, 3, -0.13), ("image", "#56B4E9", 3, 0.13)]:
+    for unit, color, shift, label in [
+        ("headline", plot_style.INK, -0.22, "95 % over patients"),
+        ("patient", "0.6", 0, "resampling patients"),
+        ("image", "#56B4E9", 0.22, "resampling images"),
+    ]:
         low, high = scores[f"{unit}_low"], scores[f"{unit}_high"]
-        axis.hlines(positions + shift, low, high, color=color, linewidth=width, label=f"95 % resampling {unit}s")
+        axis.hlines(positions + shift, low, high, color=color, linewidth=3, label=label)
     axis.plot(
         scores.value,
         positions,
@@ -186,11 +190,11 @@ def intervals(scores: pd.DataFrame) -> Figure:
         label="on the test set",
     )
     axis.set_yticks(positions, scores.name)
-    axis.set(xlim=(min(0, np.nanmin(scores[["patient_low", "image_low", "value"]])) - 0.02, 1.02))
+    axis.set(xlim=(min(0, np.nanmin(scores[["headline_low", "patient_low", "image_low", "value"]])) - 0.02, 1.02))
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)
     axis.invert_yaxis()
-    figure.legend(frameon=False, ncols=3, loc="outside upper center", fontsize=9)
+    figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9)
     return figure
 
 

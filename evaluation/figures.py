@@ -42,7 +42,7 @@ class SavedFigure(NamedTuple):
     alt: str
 
 
-def draw(evaluation: Evaluation, network: keras.Model) -> dict[str, list[SavedFigure]]:
+def draw(evaluation: Evaluation, network: keras.Model | None) -> dict[str, list[SavedFigure]]:
     """Writes every figure as PNG to the evaluation's folder.
 
     Returns:
@@ -58,14 +58,15 @@ def draw(evaluation: Evaluation, network: keras.Model) -> dict[str, list[SavedFi
     return sections
 
 
-def all_figures(evaluation: Evaluation, network: keras.Model) -> Iterator[ReportFigure]:
-    """Every figure of the report, one at a time, so that only one is in memory."""
+def all_figures(evaluation: Evaluation, network: keras.Model | None) -> Iterator[ReportFigure]:
+    """Every figure of the report, one at a time, so that only one is in memory; heat maps if there is a network."""
     yield from score_figures(evaluation)
     yield from calibration_figures(evaluation)
     yield from subgroup_figures(evaluation)
     folder = audit.image_folder(evaluation.settings.data.root)
     yield from galleries(evaluation, folder)
-    yield from heatmaps(evaluation, folder, network)
+    if network:
+        yield from heatmaps(evaluation, folder, network)
 
 
 def score_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
@@ -81,14 +82,18 @@ def score_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
     alt = f"Area under the ROC curve {areas[0]:.3f}, average precision {areas[1]:.3f}."
     yield ReportFigure("results", "curves", figure, "ROC and precision-recall", alt)
     figure = evaluation_plots.intervals(evaluation.scores)
-    yield ReportFigure("results", "intervals", figure, "Scores with both intervals", "The table of scores as a figure.")
+    yield ReportFigure(
+        "results", "intervals", figure, "Scores with their intervals", "The table of scores as a figure."
+    )
 
 
 def calibration_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
     """Reliability before and after temperature scaling, histogram of the probabilities."""
     test, results = evaluation.predictions, evaluation.results
     malignant, errors = test.label == "malignant", results["calibration"]["test"]["ece"]
-    scaled = calibration.scale(test.probability, results["calibration"]["temperature"])
+    # In a cross-validation each fold has its own temperature.
+    temperature = test.temperature if "temperature" in test else results["calibration"]["temperature"]
+    scaled = calibration.scale(test.probability, temperature)
     bins = [metrics.reliability(malignant, probability) for probability in (test.probability, scaled)]
     figure = evaluation_plots.reliability(*bins, errors)
     alt = f"Expected calibration error {errors[0]:.3f} as predicted, {errors[1]:.3f} after temperature scaling."

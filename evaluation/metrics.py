@@ -12,6 +12,7 @@ import sklearn.metrics
 
 import config
 import data
+from evaluation import small_sample
 
 # Key in metrics.json -> name in tables and figures, in their order.
 SCORES = {
@@ -32,6 +33,10 @@ SCORES = {
     "recognition_rate": "Patient recognition rate",
     "patient_accuracy": "Accuracy of pooled patients",
 }
+# The scores of each fold and repeat of a cross-validation; the first is its headline.
+SPREAD = [
+    "balanced_accuracy", "sensitivity", "specificity", "accuracy", "roc_auc", "recognition_rate", "patient_accuracy",
+]  # fmt: skip
 BINS = 10
 GROUPINGS = {"mag": "magnification", "subtype": "subtype", "slide": "slide", "patient": "patient"}
 
@@ -41,16 +46,18 @@ def classify(probability: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(probability >= threshold, "malignant", "benign")
 
 
-def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float) -> dict:
+def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float | pd.Series) -> dict:
     """The metrics of a test set as in metrics.json.
 
     Args:
         predictions: of the test set.
         settings: of the run; protocol and seed are copied.
-        threshold: that `prediction` was made with; here it decides on the mean probability of each patient.
+        threshold: that `prediction` was made with; here it decides on the mean probability of each patient. In a
+            cross-validation one a row, of which metrics.json gets the mean.
 
     Returns:
-        Counts, every one of SCORES, per_class, confusion_matrix ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
+        Counts, a warning if a class has few patients, every one of SCORES, per_class, confusion_matrix
+        ([[TN, FP], [FN, TP]]) and by_<grouping>, plain values.
     """
     true, predicted = predictions.label, predictions.prediction
     by_class = sklearn.metrics.classification_report(
@@ -65,14 +72,16 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float) 
         }
         for label in data.LABELS
     }
+    patients_by_class = {label: int(rows.patient.nunique()) for label, rows in predictions.groupby("label")}
     return {
         "protocol": settings.protocol,
         "seed": settings.seed,
-        "threshold": threshold,
+        "threshold": float(np.mean(threshold)),
         "n": len(predictions),
         "slides": int(predictions.slide.nunique()),
         "patients": int(predictions.patient.nunique()),
-        "patients_by_class": {label: int(rows.patient.nunique()) for label, rows in predictions.groupby("label")},
+        "patients_by_class": patients_by_class,
+        "warning": small_sample.warning(patients_by_class),
         **score_decisions(predictions, per_class),
         **score_probabilities(true == "malignant", predictions.probability),
         **score_patients(predictions, threshold),
@@ -131,7 +140,7 @@ def bin_of(probability: np.ndarray) -> np.ndarray:
     return np.minimum(np.asarray(probability) * BINS, BINS - 1).astype(int)
 
 
-def score_patients(predictions: pd.DataFrame, threshold: float) -> dict[str, float]:
+def score_patients(predictions: pd.DataFrame, threshold: float | pd.Series) -> dict[str, float]:
     """Both scores that the literature calls patient-level.
 
     The recognition rate (Spanhol et al., "A Dataset for Breast Cancer Histopathological Image Classification", 2016)
@@ -145,14 +154,22 @@ def score_patients(predictions: pd.DataFrame, threshold: float) -> dict[str, flo
     }
 
 
-def by_patient(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """A row per patient: patient, label, n, correct (share of images), probability (mean), pooled_correct (0 or 1)."""
-    images = predictions.assign(correct=predictions.prediction == predictions.label)
+def by_patient(predictions: pd.DataFrame, threshold: float | pd.Series) -> pd.DataFrame:
+    """A row per patient: patient, label, n, correct (share of images), probability (mean), pooled_correct (0 or 1).
+
+    In a cross-validation with several repeats a patient is classified in each of them, and pooled_correct is the mean.
+    """
+    images = predictions.assign(correct=predictions.prediction == predictions.label, threshold=threshold)
+    if "repeat" not in images:
+        images["repeat"] = 1
+    # A cross-validation has a threshold for each fold, and so one for each patient and repeat.
+    pooled = images.groupby(["patient", "label", "repeat"], sort=False)[["probability", "threshold"]].mean()
+    pooled = pooled.reset_index()
+    pooled["correct"] = (classify(pooled.probability, pooled.threshold) == pooled.label).astype(float)
     groups = images.groupby(["patient", "label"], sort=False)
     patients = groups.agg(n=("correct", "size"), correct=("correct", "mean"), probability=("probability", "mean"))
-    patients = patients.reset_index()
-    pooled = classify(patients.probability, threshold)
-    return patients.assign(pooled_correct=(pooled == patients.label).astype(float))
+    patients["pooled_correct"] = pooled.groupby(["patient", "label"], sort=False).correct.mean()
+    return patients.reset_index()
 
 
 def by_group(predictions: pd.DataFrame, column: str) -> dict[str, dict]:

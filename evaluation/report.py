@@ -24,10 +24,13 @@ from safety import atomic_files
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
 # Photographs above this size in bytes are embedded as JPEG, a tenth of their PNG.
 MAX_PNG_BYTES = 300_000
+TILES = {
+    "accuracy", "balanced_accuracy", "sensitivity", "specificity", "roc_auc", "recognition_rate", "patient_accuracy",
+}  # fmt: skip
 
 
-def write(evaluation: Evaluation, network: keras.Model) -> None:
-    """Writes all files of an evaluation, or none, and prints report.txt."""
+def write(evaluation: Evaluation, network: keras.Model | None) -> None:
+    """Writes all files of an evaluation, or none, and prints report.txt; without a network there are no heat maps."""
     text = "\n\n".join([to_text(evaluation), evaluation.split_description, evaluation.note])
     with atomic_files.filling(evaluation.folder) as folder:
         _write_files(evaluation._replace(folder=folder), network, text)
@@ -38,11 +41,13 @@ def write(evaluation: Evaluation, network: keras.Model) -> None:
             path.unlink()
     results = evaluation.results
     print(text, f"\nevaluation: {evaluation.folder}", sep="\n")
-    print(f"test accuracy: {results['accuracy']:.4f} ({results['n']} images of {results['patients']} patients)")
+    first = "balanced_accuracy" if "cross_validation" in results else "accuracy"
+    name = {"accuracy": "test accuracy", "balanced_accuracy": "cross-validated balanced accuracy"}[first]
+    print(f"{name}: {results[first]:.4f} ({results['n']} images of {results['patients']} patients)")
     print(f"report: {evaluation.folder / 'report.html'}")
 
 
-def _write_files(evaluation: Evaluation, network: keras.Model, text: str) -> None:
+def _write_files(evaluation: Evaluation, network: keras.Model | None, text: str) -> None:
     sections = figures.draw(evaluation, network)
     for name, content in {
         "metrics.json": json.dumps(evaluation.results, indent=1) + "\n",
@@ -78,6 +83,7 @@ def to_text(evaluation: Evaluation) -> str:
             "",
             *_score_lines(evaluation),
             "",
+            *_spread_lines(results),
             textwrap.fill(evaluation.prevalence_note, 120),
             "",
             _groups_text(results),
@@ -88,16 +94,44 @@ def to_text(evaluation: Evaluation) -> str:
 
 
 def _score_lines(evaluation: Evaluation) -> list[str]:
-    lines = [f"{'':28} {'':>7}   95 % resampling patients   resampling images"]
+    lines = [f"{'':28} {'':>7}   95 % over patients   resampling patients   resampling images"]
     for row in evaluation.scores.itertuples():
         intervals = [
             "-" if np.isnan(low) else f"{low:.4f} to {high:.4f}"
-            for low, high in ((row.patient_low, row.patient_high), (row.image_low, row.image_high))
+            for low, high in (
+                (row.headline_low, row.headline_high),
+                (row.patient_low, row.patient_high),
+                (row.image_low, row.image_high),
+            )
         ]
-        lines.append(f"{row.name:28} {row.value:7.4f}   {intervals[0]:24}   {intervals[1]}")
+        lines.append(f"{row.name:28} {row.value:7.4f}   {intervals[0]:18}   {intervals[1]:19}   {intervals[2]}")
+    if evaluation.results["warning"]:
+        lines += ["", textwrap.fill(f"warning: {evaluation.results['warning']}", 120)]
     if min(evaluation.results["patients_by_class"].values()) < 2:
         lines.append("(no interval over patients: one class of the test set has a single patient)")
     return lines
+
+
+def _spread_lines(results: dict) -> list[str]:
+    """The table of folds and repeats of a cross-validation; empty for a run."""
+    if "cross_validation" not in results:
+        return []
+    found = results["cross_validation"]
+    rows = pd.DataFrame(found["by_fold"])
+    lines = [rows.to_string(index=False, float_format="%.4f"), ""]
+    for name in ["folds"] if found["official"] else ["folds", "repeats"]:
+        for part, values in found[f"over_{name}"].items():
+            shown = [f"{key} {value:.4f}" for key, value in values.items() if value is not None]
+            lines.append(f"{part} over {name}: {', '.join(shown) or '- (a single one)'}")
+    lines += ["", textwrap.fill(found["spread_note"], 120), ""]
+    for row in found.get("published_figures", []):
+        lines.append(
+            f"official folds, magnification {row['magnification']:>3}: accuracy of images {row['accuracy']:.1%} +- "
+            f"{row['accuracy_deviation']:.1%}, recognition rate {row['recognition_rate']:.1%} +- "
+            f"{row['recognition_rate_deviation']:.1%}; {row['shared_patient']:.1%} of the test images have "
+            "their patient in training"
+        )
+    return [*lines, ""]
 
 
 def _groups_text(results: dict) -> str:
@@ -131,6 +165,10 @@ def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure
     return template.get_template("report.html.jinja").render(
         evaluation=evaluation,
         results=results,
+        cross_validated="cross_validation" in results,
+        tiles=TILES if "cross_validation" in results else TILES - {"balanced_accuracy"},
+        spread_scores=metrics.SPREAD,
+        score_names=metrics.SCORES,
         scores=evaluation.scores.replace({np.nan: None}).to_dict("records"),
         groups=metrics.groups_table(results).replace({np.nan: None}),
         verdict=leaks.verdict(shared),

@@ -55,7 +55,7 @@ class Features(NamedTuple):
     places: np.ndarray
     labels: np.ndarray
 
-    def select(self, rows: slice) -> Features:
+    def select(self, rows: slice | np.ndarray) -> Features:
         """The features and labels of some of the rows."""
         return Features(self.array, self.places[rows], self.labels[rows])
 

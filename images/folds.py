@@ -84,6 +84,11 @@ def _deal(groups: pd.DataFrame, folds: int, rng: np.random.RandomState) -> pd.Se
     return fold_of
 
 
+def is_published(table: pd.DataFrame) -> bool:
+    """Whether every patient of the table has a place in the published folds."""
+    return set(table.patient) <= set(csv_files.read(CANONICAL).patient)
+
+
 def read_canonical(table: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
     """The published folds, `splits/patient-5fold.csv`, of the images in a table.
 
@@ -112,6 +117,33 @@ def read_canonical(table: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
     drawn = pd.concat(parts, ignore_index=True)
     check(drawn, images, "patient", folds=5)
     return drawn
+
+
+def official(table: pd.DataFrame) -> pd.DataFrame:
+    """The test images of BreakHis' five official folds; each fold is a repeat, because their test parts overlap.
+
+    Args:
+        table: frame of `data.read_folds`, or a part of its images.
+
+    Returns:
+        A row a test image and fold, ordered by fold and filename: filename, repeat and fold (both 1 to 5).
+
+    Raises:
+        InputError: the table has no official folds, an image has no row in one of them, or a part lacks a class.
+    """
+    if table.fold.isna().any():
+        raise InputError("--official: needed is a Folds.csv, because the folders alone name no official folds")
+    rows = table.drop_duplicates(["filename", "fold"])
+    counts = rows.filename.value_counts()
+    if counts.min() < 5:
+        raise InputError(
+            f"--official: every image needs a row in each of the 5 folds, got {counts.min()} of {counts.idxmin()}"
+        )
+    parts = pd.crosstab([rows.fold, rows.grp], rows.label).reindex(columns=splits.LABELS, fill_value=0)
+    if len(parts) < 10 or parts.to_numpy().min() == 0:
+        raise InputError("--official: each part of each official fold needs images of both classes")
+    tested = rows[rows.grp == "test"].sort_values(["fold", "filename"], ignore_index=True)
+    return pd.DataFrame({"filename": tested.filename, "repeat": tested.fold, "fold": tested.fold})
 
 
 def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int) -> None:

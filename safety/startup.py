@@ -1,4 +1,4 @@
-"""Runs before any third-party import: checks the Python version and silences TensorFlow's start-up messages."""
+"""Runs before any other import: checks the Python version, silences TensorFlow and ends commands quietly on signals."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.abc
 import importlib.util
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,23 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 13):
 LEVEL = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TensorFlow Addons warns of its end of life at every import; requirements.txt pins versions that work with it.
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
+
+
+def exit_on_signals(name: str) -> None:
+    """Makes Ctrl-C and SIGTERM end a command quietly, with status 130 or 143, until `command_line.run` handles them.
+
+    The process ends at once, because an exception in the middle of an import could be caught or printed there.
+
+    Args:
+        name: `__name__` of the caller; only a command's is `__main__`. Where the module is imported, in a notebook for
+            example, nothing changes.
+    """
+    if name != "__main__":
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # What the parent process has set to be ignored, as for a job in the background, stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 @contextlib.contextmanager

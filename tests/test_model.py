@@ -181,3 +181,17 @@ def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
     features = model.pooled(network)(pixels)
     assert features.dtype == network(pixels).dtype == tf.float32
     assert np.abs(features - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.8])
+def test_in_the_balanced_loss_both_classes_count_equally(share):
+    """Over batches of unequal sizes, some without a class."""
+    rng = np.random.RandomState(0)
+    labels, probability = (rng.rand(101, 1) < share).astype(np.float32), rng.uniform(0.01, 0.99, (101, 1))
+    metric = model.BalancedLoss()
+    for start in range(0, 101, 16):
+        metric.update_state(labels[start : start + 16], tf.constant(probability[start : start + 16], tf.float32))
+    losses = -np.log(np.where(labels == 1, probability, 1 - probability))
+    expected = sum(losses[labels == label].mean() for label in (0, 1) if (labels == label).any()) / 2
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    assert share == 0 or abs(expected - losses.mean()) > 0.01

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +45,9 @@ def test_the_folder_holds_what_a_run_leaves(run):
         "tensorboard", "state.npz",
     }  # fmt: skip
     history = pd.read_csv(folder / "history.csv")
+    about = json.loads(zipfile.ZipFile(folder / "best_model.keras").read("breakhis.json"))
+    best = history.loc[history.val_balanced_loss.idxmin()]
+    assert about["epoch"] == best.epoch and about["val_loss"] == pytest.approx(best.val_loss)
     assert len(history) == 2 and {"loss", "accuracy", "precision", "recall", "auc", "val_loss", "learning_rate"} <= set(
         history
     )

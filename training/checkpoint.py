@@ -36,12 +36,36 @@ Feature = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Deviation = Annotated[float, Field(ge=3e-4, le=LARGEST)]
 
 
+# A score and the ends of its interval.
+Interval = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+
+
 class FeatureStatistics(config.Section):
     """Statistics of the training features, by which images unlike them are noticed; of `out_of_distribution`."""
 
     mean: list[Feature]
     deviation: list[Deviation]
     limit: float = Field(ge=0, le=LARGEST)
+
+
+class CrossValidated(config.Section):
+    """The scores of the cross-validation by which a model that is trained on all images is known.
+
+    Attributes:
+        folds: in words.
+        patients: tested.
+        balanced_accuracy: [value, low and high of its 95 % interval].
+        sensitivity: as balanced_accuracy.
+        specificity: as balanced_accuracy.
+        roc_auc: as balanced_accuracy.
+    """
+
+    folds: config.PrintableStr
+    patients: int = Field(ge=1)
+    balanced_accuracy: Interval
+    sensitivity: Interval
+    specificity: Interval
+    roc_auc: Interval
 
 
 class Metadata(config.Section):
@@ -54,6 +78,7 @@ class Metadata(config.Section):
     arrays_sha256: str
     decision: Decision = None
     familiar: FeatureStatistics = None
+    cross_validated: CrossValidated = None
 
 
 def metadata(settings: config.Settings, table: pd.DataFrame) -> dict:

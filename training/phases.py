@@ -40,14 +40,15 @@ class Phase(NamedTuple):
         rate: the learning rate as a function of the step.
         epochs: of the whole run, from 0.
         batches: to train and validate on.
-        begin: takes the path of the best checkpoint so far; to be called before `trained` is compiled.
+        begin: takes the path of the best checkpoint so far, or None to go on from the last epoch; to be called before
+            `trained` is compiled.
     """
 
     trained: keras.Model
     rate: keras.optimizers.schedules.LearningRateSchedule
     epochs: range
     batches: Batches
-    begin: Callable[[Path], None] = lambda best: None
+    begin: Callable[[Path | None], None] = lambda best: None
 
 
 def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list[Phase]:
@@ -97,8 +98,9 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) ->
     """The second phase: blocks and head on cached features, or the whole network on images that each epoch warps."""
     block = settings.model.trainable_from
 
-    def begin(best: Path) -> None:
-        network.load_weights(best)
+    def begin(best: Path | None) -> None:
+        if best:
+            network.load_weights(best)
         fine_tuning.unfreeze(network, block)
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)

@@ -180,7 +180,8 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
 def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
     """The settings that are not those of the run's record: name -> [old value, new value].
 
-    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of that time.
+    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of
+    that time.
     """
     recorded = (
         environment.read(run).get("settings") or config.load_settings(run / "config.yaml", of_run=True).model_dump()

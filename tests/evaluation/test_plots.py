@@ -55,6 +55,14 @@ def test_the_history_shows_the_log_and_marks_the_saved_epoch():
         assert axis.lines[2].get_xydata().tolist() == [[2, value]]
 
 
+def test_the_history_shows_the_balanced_loss_and_marks_its_epoch():
+    columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
+    epochs = pd.DataFrame({"epoch": range(3), **{column: [1.0, 2, 3] for column in columns}})
+    loss, accuracy, _ = training_plots.history(epochs.assign(val_balanced_loss=[6.0, 4, 5])).axes
+    assert loss.lines[2].get_ydata().tolist() == [6, 4, 5]
+    assert loss.lines[3].get_xydata().tolist() == [[2, 4]] and accuracy.lines[2].get_xydata().tolist() == [[2, 2]]
+
+
 def test_the_history_marks_where_the_fine_tuning_begins():
     columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
     epochs = pd.DataFrame({"epoch": range(4), **{column: [4.0, 3, 2, 1] for column in columns}})
@@ -138,14 +146,14 @@ def test_the_patients_stand_in_order_with_their_errors():
     assert to_hex(axis.patches[0].get_facecolor()).upper() == "#D55E00"
 
 
-def test_both_intervals_of_each_score_are_within_the_axis():
+def test_all_intervals_of_each_score_are_within_the_axis():
     scores = pd.DataFrame({
         "name": ["Accuracy", "Matthews"], "value": [0.7, 0.1], "patient_low": [0.5, np.nan], "patient_high": [0.9, np.nan],
-        "image_low": [0.6, -0.3], "image_high": [0.8, 0.4],
+        "image_low": [0.6, -0.3], "image_high": [0.8, 0.4], "headline_low": [0.4, np.nan], "headline_high": [1.0, np.nan],
     })  # fmt: skip
     axis = evaluation_plots.intervals(scores).axes[0]
     drawn = [[path.vertices[:, 0].tolist() for path in lines.get_paths()] for lines in axis.collections]
-    assert drawn[0][0] == [0.5, 0.9] and drawn[1] == [[0.6, 0.8], [-0.3, 0.4]]
+    assert drawn[0][0] == [0.4, 1.0] and drawn[1][0] == [0.5, 0.9] and drawn[2] == [[0.6, 0.8], [-0.3, 0.4]]
     assert axis.lines[0].get_xydata().tolist() == [[0.7, 0], [0.1, 1]] and axis.get_xlim()[0] < -0.3
 
 

@@ -11,7 +11,7 @@ import sklearn.metrics
 from scipy import special
 
 import evaluate
-from evaluation import bootstrap, figures, metrics, report
+from evaluation import bootstrap, figures, metrics, report, small_sample
 from evaluation.evaluation import Evaluation
 from images import audit
 from safety.errors import InputError
@@ -190,6 +190,19 @@ def test_the_intervals_are_drawn_anew_from_the_predictions(run):
     assert again.keys() == results["intervals"].keys()
     for name, ends in again.items():
         assert ends == {unit: pytest.approx(pair, abs=1e-12) for unit, pair in results["intervals"][name].items()}
+
+
+def test_the_headline_is_the_interval_that_covers_and_few_patients_are_warned_of(run):
+    images = pd.read_csv(run / "evaluation" / "predictions.csv")
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())
+    covering = small_sample.intervals(images)
+    for name, ends in results["intervals"].items():
+        assert ends["headline"] == pytest.approx(covering.get(name, ends["patient"]), abs=1e-12)
+    assert covering["specificity"] != results["intervals"]["specificity"]["patient"]
+    assert min(results["patients_by_class"].values()) < small_sample.FEW_PATIENTS
+    for name in ("report.txt", "report.html"):
+        assert "may hold the true value less often" in " ".join((run / "evaluation" / name).read_text().split())
+    assert results["warning"] == small_sample.warning(results["patients_by_class"])
 
 
 class Tags(HTMLParser):

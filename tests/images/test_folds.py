@@ -192,3 +192,23 @@ def test_published_folds_that_do_not_fit_are_refused(one_of_each, table):
     twins = one_of_each.filename.where(one_of_each.label == "malignant", "same")
     with pytest.raises(InputError, match="parts a patient or equal pixels"):
         folds.read_canonical(one_of_each.assign(pixels=twins))
+
+
+def test_the_official_folds_test_what_the_authors_list(full_table):
+    drawn = folds.official(full_table)
+    assert drawn.groupby("fold").size().tolist() == [2904, 2403, 2577, 2698, 3083]
+    assert (drawn.repeat == drawn.fold).all() and not drawn.duplicated().any()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda rows: rows.assign(fold=pd.NA), "needed is a Folds.csv"),
+    (lambda rows: rows.iloc[1:], "needs a row in each of the 5 folds, got 4 of SOB_"),
+    (lambda rows: rows[rows.label == "benign"], "needs images of both classes"),
+])  # fmt: skip
+def test_a_table_without_the_official_folds_is_refused(change, message):
+    rows = fold_rows()
+    described_rows = described(rows.filename.str.rsplit("/", n=1).str[-1].tolist())
+    rows = described_rows.assign(fold=rows.fold.to_numpy(), grp=rows.grp.to_numpy())
+    assert len(folds.official(rows))
+    with pytest.raises(InputError, match=message):
+        folds.official(change(rows))

@@ -5,12 +5,12 @@ A checkpoint and base weights of the CNN, and what it predicts. Its weights have
 
 from __future__ import annotations
 
+import safety.startup  # noqa: F401  before any other import
+
 import gzip
 import json
 import tempfile
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np

@@ -1,0 +1,162 @@
+"""The folder of a cross-validation: config.yaml, folds.csv, environment.json, and a file for each finished fold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from pydantic import Field
+
+import config
+from safety import atomic_files, csv_files, limits
+from safety.errors import InputError
+from training import environment
+from training.decision import Decision
+
+MAX_BYTES = 2**24
+FOLDS = "folds.csv"
+UNCHANGED = {
+    "data_sha256": "the images are",
+    "weights_sha256": "the base is",
+    "cross_validation": "folds, repeats, threshold rule or protocol are",
+}
+Probability = Annotated[float, Field(ge=0, le=1)]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Result(config.Section):
+    """The file of a fold, of `nested.run_fold`."""
+
+    repeat: int = Field(ge=1)
+    fold: int = Field(ge=1)
+    epochs: list[int]
+    losses: list[float]
+    decision: Decision
+    validation: dict[str, Pair]
+    filename: list[str]
+    probability: list[Probability]
+
+
+def is_cross_validation(folder: Path) -> bool:
+    """Whether a folder is that of a cross-validation."""
+    return (folder / FOLDS).is_file()
+
+
+def path(folder: Path, repeat: int, fold: int) -> Path:
+    """The file of an outer fold."""
+    return folder / "folds" / f"{repeat}-{fold}.json"
+
+
+def is_finished(folder: Path, repeat: int, fold: int) -> bool:
+    """Whether an outer fold has been tested."""
+    return path(folder, repeat, fold).exists()
+
+
+def names(drawn: pd.DataFrame) -> list[tuple[int, int]]:
+    """The repeat and the number of every outer fold, in order."""
+    return sorted(
+        {(int(row.repeat), int(row.fold)) for row in drawn[["repeat", "fold"]].drop_duplicates().itertuples()}
+    )
+
+
+def to_json(result: dict) -> str:
+    """The text of a fold's file; numbers keep all their digits."""
+    return json.dumps(config.validate(Result, result).model_dump())
+
+
+def with_known_precision(folder: Path, settings: config.Settings) -> config.Settings:
+    """The settings with the precision with which the cross-validation was started, which `auto` need not find again."""
+    if not (folder / "config.yaml").is_file():
+        return settings
+    known = config.load_settings(folder / "config.yaml", of_run=True).train.precision
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": known})})
+
+
+def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, record: dict) -> None:
+    """Creates the folder with its first files, or checks that it is that of the same cross-validation.
+
+    Args:
+        folder: of the cross-validation.
+        settings: with the precision that is used.
+        drawn: the tested images: filename, repeat, fold.
+        record: for environment.json.
+
+    Raises:
+        InputError: the folder is that of something else, or settings, images, base or folds have changed.
+    """
+    files = {
+        "config.yaml": settings.to_yaml(),
+        FOLDS: drawn.to_csv(index=False),
+        "environment.json": json.dumps(record, indent=1),
+    }
+    if not folder.exists():
+        temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+        for name, text in files.items():
+            atomic_files.write_text(temporary / name, text)
+        (temporary / "folds").mkdir()
+        if _rename(temporary, folder):
+            return
+    if not is_cross_validation(folder):
+        raise InputError(f"{folder} exists and is no cross-validation; give another NAME")
+    known = environment.read(folder)
+    changed = [what for key, what in UNCHANGED.items() if known.get(key) != record[key]]
+    changed += [f"{name} is" for name in ("config.yaml", FOLDS) if (folder / name).read_text() != files[name]]
+    if changed:
+        raise InputError(f"{folder}: {changed[0]} no longer what it was started with; give another NAME")
+    atomic_files.remove_leftovers(folder / "folds")
+
+
+def _rename(temporary: Path, folder: Path) -> bool:
+    """Whether the folder is ours; False where another job has created it meanwhile."""
+    try:
+        temporary.rename(folder)
+        return True
+    except OSError:
+        shutil.rmtree(temporary)
+        if not folder.exists():
+            raise
+        return False
+
+
+def read_results(folder: Path, drawn: pd.DataFrame) -> list[dict]:
+    """The results of all outer folds, in order.
+
+    Args:
+        folder: of the cross-validation.
+        drawn: of `read_folds`.
+
+    Raises:
+        InputError: a fold is missing, its file is damaged, or its images are not those that were drawn.
+    """
+    results = []
+    for repeat, fold in names(drawn):
+        file = path(folder, repeat, fold)
+        if not file.is_file():
+            raise InputError(f"{file} is missing; the same crossval.py command goes on")
+        try:
+            values = json.loads(limits.read_bytes(file, MAX_BYTES))
+        except (ValueError, RecursionError):
+            raise InputError(f"{file}: no JSON") from None
+        result = config.validate(Result, values).model_dump()
+        expected = drawn.filename[(drawn.repeat == repeat) & (drawn.fold == fold)]
+        if sorted(result["filename"]) != sorted(expected) or len(result["probability"]) != len(expected):
+            raise InputError(f"{file}: its images are not those of {folder / FOLDS}")
+        results.append(result)
+    return results
+
+
+def read_folds(folder: Path) -> pd.DataFrame:
+    """The tested images: filename, repeat, fold; raises InputError for another file."""
+    drawn = csv_files.read(folder / FOLDS)
+    numbers = [
+        column
+        for column in ("repeat", "fold")
+        if column in drawn and drawn[column].str.fullmatch("[1-9][0-9]{0,4}").all()
+    ]
+    if list(drawn.columns) != ["filename", "repeat", "fold"] or len(numbers) < 2 or drawn.empty:
+        raise InputError(f"{folder / FOLDS}: needed are the columns filename, repeat, fold")
+    return drawn.astype({"repeat": int, "fold": int})
