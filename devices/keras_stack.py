@@ -128,6 +128,9 @@ def fit(
             validation_steps=batches.valid_steps,
             **options,
         ).history
+    if options["verbose"] == "auto" and trained.steps_per_execution > 1:
+        # A line an epoch: the bar of Keras 3 counts in calls from Python and runs past its end.
+        options = {**options, "verbose": 2}
     train, count_epochs = _epoch_by_epoch(batches)
     return trained.fit(
         train,
