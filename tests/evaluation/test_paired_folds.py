@@ -9,7 +9,12 @@ from evaluation import paired_folds
 def predictions(right, repeats=2):
     """Two images of each of eight patients in four folds; `right` says of each row whether it is predicted right."""
     rows = pd.DataFrame(
-        [(f"{patient}-{image}", patient, repeat) for repeat in range(repeats) for patient in range(8) for image in (0, 1)],
+        [
+            (f"{patient}-{image}", patient, repeat)
+            for repeat in range(repeats)
+            for patient in range(8)
+            for image in (0, 1)
+        ],
         columns=["filename", "patient", "repeat"],
     )
     rows["label"] = np.where(rows.patient % 2, "malignant", "benign")
@@ -26,7 +31,9 @@ def test_the_t_test_is_that_of_the_paper():
     assert p == pytest.approx(2 * stats.t.sf(abs(t), 3)) and p > plain.pvalue
 
 
-@pytest.mark.parametrize("differences, expected", [([0, 0], (0, 1)), ([0.1, 0.1], (np.inf, 0)), ([-0.1, -0.1], (-np.inf, 0))])
+@pytest.mark.parametrize(
+    "differences, expected", [([0, 0], (0, 1)), ([0.1, 0.1], (np.inf, 0)), ([-0.1, -0.1], (-np.inf, 0))]
+)
 def test_folds_that_all_differ_alike_have_no_deviation(differences, expected):
     assert paired_folds.corrected_t_test(np.array(differences), 0.25) == expected
 
