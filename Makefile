@@ -1,15 +1,30 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
-# make test:  everything from a clean checkout to the tests.
+# make test:  everything from a clean checkout to the tests; TESTS=tests/images for those of a folder.
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 # make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
 # make docs: writes docs/settings.md from the schema of the settings.
 
-PYTHON := $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' 2>/dev/null && echo $$p && break; done)
-PINS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
-RUN := .venv/bin/python
+# Each Python that is looked for, in this order, and the stack that it gets: TensorFlow Addons, or Keras 3.
+# STACK=addons and STACK=keras3 choose the stack; PYTHON=... gives the interpreter.
+STACK :=
+PYTHON :=
+CHOICES_ := 3.11/addons 3.12/keras3 3.13/keras3 3.10/addons 3.9/addons
+CHOICES_addons := 3.11/addons 3.10/addons 3.9/addons
+CHOICES_keras3 := 3.13/keras3 3.12/keras3 3.11/keras3 3.10/keras3
+FOUND := $(shell for choice in $(CHOICES_$(STACK)); do version=$${choice%/*}; \
+	for python in $(or $(PYTHON),python$$version python3 python); do \
+	$$python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null && \
+	echo $$python $$choice && exit; done; done)
+CHOICE := $(lastword $(FOUND))
+REQUIREMENTS := requirements$(if $(filter %keras3,$(CHOICE)),-keras3).txt
+CONSTRAINTS := $(REQUIREMENTS:requirements%=constraints%)
+TESTED := 3.11/addons 3.12/keras3 3.13/keras3
+PINS := $(if $(filter $(TESTED),$(CHOICE)),-c $(CONSTRAINTS))
+VENV := .venv$(if $(filter %keras3,$(CHOICE)),-keras3)
+RUN := $(VENV)/bin/python
+TESTS :=
 SEEDS := 0
 BASES := resnet50 cnn
 CONFIG := sample.yaml
@@ -18,18 +33,18 @@ JOBS := 1
 
 .PHONY: train protocols claim grid intervals test lint docs
 
-train: .venv/ready
+train: $(VENV)/ready
 	$(RUN) sample.py sample
 	name=sample-$$(date +%Y%m%d-%H%M%S) && \
 	$(RUN) train.py --config sample.yaml train.run=$$name && \
 	$(RUN) evaluate.py runs/$$name
 
-protocols: .venv/ready
+protocols: $(VENV)/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py $$(date +%Y%m%d-%H%M%S) --config sample.yaml --jobs $(JOBS) \
 		data.protocol=row,image,slide,patient,fold data.seed=$$(echo $(SEEDS) | tr ' ' ,)
 
-claim: .venv/ready
+claim: $(VENV)/ready
 	$(RUN) sample.py sample
 	stamp=$$(date +%Y%m%d-%H%M%S) && runs= && \
 	for seed in $(SEEDS); do for base in $(BASES); do \
@@ -38,35 +53,37 @@ claim: .venv/ready
 		$(RUN) train.py --config $(CONFIG) model.base=$$base data.seed=$$seed train.run=$$run "$$@" || exit; done; done && \
 	$(RUN) evaluate.py $$runs
 
-grid: .venv/ready
+grid: $(VENV)/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
 
-intervals: .venv/ready
+intervals: $(VENV)/ready
 	$(RUN) -m tests.interval_coverage
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TESTS)
 
 # import-linter takes packages only, so each file at the top level is shown to it as one.
-lint: .venv/ready-test
+lint: $(VENV)/ready-test
 	$(RUN) -m ruff check --no-cache .
 	rm -rf .imports && for file in *.py; do \
 		mkdir -p .imports/$${file%.py} && ln -s ../../$$file .imports/$${file%.py}/__init__.py || exit; done
 	for folder in */__init__.py; do ln -s ../$${folder%/*} .imports/; done
-	cd .imports && ../.venv/bin/lint-imports --no-cache ../pyproject.toml
+	cd .imports && ../$(VENV)/bin/lint-imports --no-cache ../pyproject.toml
 
-docs: .venv/ready
+docs: $(VENV)/ready
 	PYTHONPATH=. $(RUN) docs/settings.py
 
-.venv/bin/python:
-	@test -n "$(PYTHON)" || { echo "error: Python 3.9, 3.10 or 3.11 is needed (TensorFlow Addons ends there), none was found" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+$(VENV)/bin/python:
+	@test -n "$(FOUND)" || { echo "error: needed is Python 3.9 to 3.11 for TensorFlow Addons (STACK=addons)" \
+		"or 3.10 to 3.13 for Keras 3 (STACK=keras3), found was none" >&2; exit 2; }
+	$(firstword $(FOUND)) -m venv $(VENV)
 
-.venv/ready: requirements.txt constraints.txt .venv/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(PINS) -r requirements.txt
+$(VENV)/ready: $(REQUIREMENTS) $(CONSTRAINTS) $(VENV)/bin/python
+	@echo "Python $(subst /, with ,$(CHOICE)), in $(VENV)"
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PINS) -r $(REQUIREMENTS)
 	touch $@
 
-.venv/ready-test: requirements-test.txt .venv/ready
-	$(RUN) -m pip install --quiet --disable-pip-version-check $(PINS) -r requirements-test.txt
+$(VENV)/ready-test: requirements-test.txt $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PINS) -r $(REQUIREMENTS) -r requirements-test.txt
 	touch $@

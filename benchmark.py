@@ -1,12 +1,17 @@
 """Measures the speed of this project and of plain Keras on the same images and machine: python benchmark.py
 
     python benchmark.py --json speed.json      the table, and all figures as JSON
+    python benchmark.py --check-gpu            checks, line by line, what a run on a GPU meets
     pip install openvino                       adds OpenVINO in bfloat16, as a limit from another framework
 
 Every figure is a median over the rounds. Compare ratios: seconds depend on the machine and on its other users.
 """
 
 from __future__ import annotations
+
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
 
 import contextlib
 import io
@@ -21,8 +26,6 @@ from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 
-import safety.startup  # noqa: F401  before any other import
-
 import keras
 import numpy as np
 import pandas as pd
@@ -33,7 +36,7 @@ from scipy import ndimage
 import config
 import data
 import model
-from devices import precision
+from devices import gpu_check, precision
 from features import extraction
 from images import decoding, image_datasets
 from safety import atomic_files, command_line
@@ -48,15 +51,18 @@ VIEWS = 4
 BASE_GFLOP = 7.7
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int | None:
     """Measures, prints the table and, with --json, writes the figures."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--images", type=int, default=1000, help="images to measure on, 16 or more (default 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, 1 or more (default 3)")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows to train the head on (default {ROWS})")
+    parser.add_argument("--check-gpu", action="store_true", help="check what a run on a GPU meets, and measure nothing")
     config.add_settings(parser)
     args = parser.parse(arguments)
+    if args.check_gpu:
+        return check_gpu()
     if args.images < 16 or args.rounds < 1 or args.rows < 64:
         raise InputError(
             "benchmark.py: needed are --images of at least 16, --rounds of at least 1, --rows of at least 64"
@@ -71,6 +77,15 @@ def main(arguments: list[str]) -> None:
     print(describe(figures))
     if target:
         atomic_files.write_out(target, json.dumps(figures, indent=1))
+
+
+def check_gpu() -> int:
+    """Prints a line for each point of `gpu_check.check`; 1 if one did not hold."""
+    failed = 0
+    for name, held, seen in gpu_check.check():
+        print(f"{'held' if held else 'FAILED':7}{name}: {seen}", flush=True)
+        failed += not held
+    return 1 if failed else 0
 
 
 def measure(settings: config.Settings, images: int, rounds: int, head_rows: int) -> dict:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import safety.startup  # noqa: F401  before any other import
+
 import argparse
 import difflib
 import io
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
-
-import safety.startup  # noqa: F401  before any other import
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML

@@ -14,13 +14,15 @@ head is trained on the whole training part and predicts the fold. One feature ca
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import pandas as pd
 

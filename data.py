@@ -8,19 +8,21 @@ python data.py --check FILE          checks a split list that others made; needs
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import safety.startup
 
-import safety.startup  # noqa: F401  before any other import
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
+import json
+import sys
+from pathlib import Path
 
 import pandas as pd
 
 import config
-from images import audit, data_plots, leaks, plot_style, split_lists, splits
-from safety import atomic_files, command_line, csv_files, limits
+from images import audit, data_plots, folds_csv, leaks, other_files, plot_style, split_lists, splits
+from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
-COLUMNS = ["fold", "mag", "grp", "filename"]
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
 LABELS = splits.LABELS
 # The subtype code in a file name -> class and folder of the subtype.
@@ -40,6 +42,8 @@ NAME = (
 )
 # In Kaggle's table a path starts with BreaKHis_v1/, in others with the folder of the class.
 PATH = r"^(?:(?:BreaKHis_v1/){0,2}histology_slides/breast/)?(?P<path>(?:benign|malignant)(?:/[^/]+){5})\Z"
+# Class, SOB, subtype, slide and magnification.
+PLACE = "*/SOB/*/*/*"
 NOTICE_BYTES = 2**14
 # An absolute path, or one with `..`, could lead out of data.root.
 OUTSIDE = r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)"
@@ -49,7 +53,8 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     """Reads Folds.csv and checks every row.
 
     Args:
-        path: CSV with the columns fold, mag, grp, filename; a filename starts with BreaKHis_v1/ or with its class.
+        path: CSV with the columns fold, mag, grp, filename, as `folds_csv.read` normalises it; a filename starts with
+            BreaKHis_v1/ or with its class.
 
     Returns:
         One row for each image and official fold, ordered by filename and fold. Columns: fold (1 to 5), mag (40, 100,
@@ -57,14 +62,14 @@ def read_folds(path: str | Path) -> pd.DataFrame:
         1), filename, subtype (its folder), slide (`14-22549AB`), patient (`14-22549`).
 
     Raises:
-        InputError: the file is missing, is not a CSV or lacks a column; or a row is wrong or contradicts itself.
+        InputError: the file is missing, is not a CSV or lacks a column; or a row is wrong or contradicts another.
     """
-    rows = _read_csv(Path(path))
+    rows, given = folds_csv.read(Path(path))
 
     def check(valid: pd.Series, rule: str, column: str = "filename") -> None:
         if not valid.all():
-            row = valid.index[~valid.astype(bool)][0]
-            raise InputError(f"{path}, line {row + 2}: {rule}, got {rows.at[row, column][:200]!r}")
+            line = valid.index[~valid.astype(bool)][0]
+            raise InputError(f"{path}, line {line}: {rule}, got {given.at[line, column][:200]!r}")
 
     check(rows.fold.isin(list("12345")), "fold must be 1 to 5", "fold")
     check(rows.mag.isin(["40", "100", "200", "400"]), "mag must be 40, 100, 200 or 400", "mag")
@@ -81,11 +86,12 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     table = names.assign(fold=rows.fold.astype(int), grp=rows.grp)
     groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
     check(groups == 1, "an image must be train or test in a fold, not both")
+    check(~table.duplicated(["filename", "fold"]), "an image must have one row in a fold, not two")
     return table[ORDER].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
 
 
 def read_tree(folder: Path) -> pd.DataFrame:
-    """Builds the table from the names of the image files, for archives without Folds.csv.
+    """Builds the table from the names of the image files, for archives without Folds.csv; counts what it leaves out.
 
     Args:
         folder: what `audit.image_folder` returns.
@@ -96,11 +102,15 @@ def read_tree(folder: Path) -> pd.DataFrame:
     Raises:
         InputError: there are no images, or one is not named or placed as in BreakHis.
     """
-    paths = pd.Series(
-        sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/SOB/*/*/*/*.png")), dtype=str
-    )
+    images = (path for path in folder.glob(f"{PLACE}/*.png") if not other_files.is_of_macos(path))
+    paths = pd.Series(sorted(path.relative_to(folder).as_posix() for path in images), dtype=str)
+    others = [Path(path) for path in audit.unnamed_files(paths, folder)]
+    left_out = f"left out, because only {PLACE}/*.png is read: {other_files.count(others)}" if others else ""
     if paths.empty:
-        raise InputError(f"data.folds=tree: no images in {folder}; {config.GET_DATA}")
+        raise InputError(f"data.folds=tree: no images in {folder}; {left_out + '; ' * bool(others)}{config.GET_DATA}")
+    if others:
+        first = limits.printable(str(others[0]))
+        print(f"data.folds=tree: {len(others)} files in {folder} are {left_out}; the first is {first}", file=sys.stderr)
     names = describe(paths.str.rsplit("/", n=1).str[-1])
     wrong = names.path.isna() | (names.path != paths)
     if wrong.any():
@@ -128,19 +138,6 @@ def read_table(settings: config.Data) -> pd.DataFrame:
             f"got {settings.protocol}"
         )
     return read_tree(audit.image_folder(settings.root))
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}; {config.GET_DATA}")
-    rows = csv_files.read(path)
-    missing = [column for column in COLUMNS if column not in rows]
-    if missing:
-        columns = ", ".join(map(str, rows.columns[:8]))
-        raise InputError(f"{path}: column {missing[0]} is missing; must have {', '.join(COLUMNS)}, got {columns}")
-    if rows.empty:
-        raise InputError(f"{path}: must have at least one row, got none")
-    return rows
 
 
 def describe(filenames: pd.Series) -> pd.DataFrame:

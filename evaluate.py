@@ -10,10 +10,12 @@ It needs only the run's folder and the images: settings, split and threshold are
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import argparse
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import pandas as pd

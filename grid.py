@@ -7,13 +7,15 @@ python grid.py c data.seed=0,1,2,3 --share 1/2                       the first o
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import config
 from safety import command_line

@@ -9,9 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_addons as tfa
 
 import config
+from devices import keras_stack, precision
 from safety import hdf5_files
 from safety.errors import InputError
 
@@ -121,8 +121,7 @@ def _fetch_imagenet() -> Path:
 def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """A part of the model as one graph, for inference.
 
-    XLA compiles it on a GPU; on a CPU that would be slower than TensorFlow's own kernels. A frozen graph, with its
-    weights as constants, is hardly faster and takes three times the memory.
+    A frozen graph, with its weights as constants, is hardly faster and takes three times the memory.
 
     Args:
         part: from the pixels on.
@@ -132,8 +131,8 @@ def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.
         A function of images (batch, size, size, 3), float32.
     """
     shape = tf.TensorSpec((batch, *part.input_shape[1:]), tf.float32)
-    on_gpu = bool(tf.config.list_logical_devices("GPU"))
-    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=on_gpu)
+    xla = precision.use_xla()
+    return tf.function(lambda images: part(images, training=False), input_signature=[shape], jit_compile=xla)
 
 
 def head(model: keras.Model) -> keras.Model:
@@ -153,7 +152,7 @@ def pooled(model: keras.Model) -> keras.Model:
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
     """Sets the mean and variance (2048,) of the training features in the standardising layer."""
     layer = model.get_layer("standardize")
-    layer.set_weights([mean, floored(variance), 0])
+    layer.set_weights([mean, floored(variance), np.array(0)])
     layer.finalize_state()
 
 
@@ -169,7 +168,7 @@ def halve_each_cycle(cycle: tf.Tensor) -> tf.Tensor:
     return 1 / 2.0 ** (cycle - 1)
 
 
-def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLearningRate:
+def cyclical_rate(train: config.Train, rows: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate as a function of the step: a triangle from initial_lr to maximal_lr, halved at each cycle.
 
     Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (triangular2).
@@ -178,13 +177,8 @@ def cyclical_rate(train: config.Train, rows: int) -> tfa.optimizers.CyclicalLear
         train: the section `train` of the settings.
         rows: of the upsampled training set; half a cycle is step_size_epochs times rows // batch_size steps.
     """
-    return tfa.optimizers.CyclicalLearningRate(
-        initial_learning_rate=train.initial_lr,
-        maximal_learning_rate=train.maximal_lr,
-        step_size=train.step_size_epochs * max(1, rows // train.batch_size),
-        scale_fn=halve_each_cycle,
-        scale_mode="cycle",
-    )
+    step_size = train.step_size_epochs * max(1, rows // train.batch_size)
+    return keras_stack.cyclical_rate(train.initial_lr, train.maximal_lr, step_size, halve_each_cycle)
 
 
 @keras.saving.register_keras_serializable("breakhis")
@@ -204,6 +198,11 @@ class BalancedLoss(keras.metrics.Metric):
         self.total.assign_add(tf.linalg.matvec(classes, losses, transpose_a=True))
         self.count.assign_add(tf.reduce_sum(classes, axis=0))
 
+    def reset_state(self) -> None:
+        """Starts a new epoch; Keras 2's own reset assigns scalars."""
+        for variable in (self.total, self.count):
+            variable.assign(tf.zeros((2,)))
+
     def result(self) -> tf.Tensor:
         """The loss, in nats; a class without rows counts as 0."""
         return tf.reduce_mean(tf.math.divide_no_nan(self.total, self.count))
@@ -220,8 +219,9 @@ def compile_model(
         rate: the learning rate as a function of the step.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
-    model.distribute_reduction_method = "first"
+    if several:
+        # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
+        model.distribute_reduction_method = "first"
     model.compile(
         optimizer=keras.optimizers.SGD(rate, momentum=train.momentum),
         loss="binary_crossentropy",
@@ -237,6 +237,8 @@ def compile_model(
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
         steps_per_execution=64 if model.name == HEAD else 1,
+        # XLA adds in another order; Keras 3 would choose it by itself.
+        jit_compile=False,
     )
 
 

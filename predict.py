@@ -5,7 +5,8 @@
     python predict.py runs/thesis images --heatmaps maps           and a Grad-CAM overlay of each image, as PNG
 
 PNG, JPEG, TIFF (its first page) and BMP of any size up to 50 megapixels. Transparent pixels become white, 16 bits are
-scaled to 8, and the EXIF orientation is applied. An image that cannot be read gets a row with the reason.
+scaled to 8, and the EXIF orientation is applied. An image that cannot be read gets a row with the reason. Files with
+other suffixes in a folder are skipped, and counted on standard error.
 
 columns:
   file          the image; control characters are escaped, and a leading ' stops a spreadsheet from computing a name
@@ -19,13 +20,15 @@ columns:
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import argparse
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np
@@ -38,7 +41,7 @@ import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
 from features import extraction
-from images import external_images
+from images import external_images, other_files
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
 from training import checkpoint
@@ -79,7 +82,7 @@ def main(arguments: list[str]) -> int:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
     table = predict(network, about, paths, args.margin, args.heatmaps)
     write(table, args.out)
-    print_notes(about, table)
+    print_notes(about, table, external_images.skipped(args.images))
     return int((table.error != "").any())
 
 
@@ -178,7 +181,7 @@ def write(table: pd.DataFrame, out: str | None) -> None:
     atomic_files.write_out(out or "/dev/stdout", text)
 
 
-def print_notes(about: dict, table: pd.DataFrame) -> None:
+def print_notes(about: dict, table: pd.DataFrame, skipped: list[Path]) -> None:
     """Prints to standard error what a reader of the table has to know, a line each."""
     unread = int((table.error != "").sum())
     lines = [
@@ -186,6 +189,7 @@ def print_notes(about: dict, table: pd.DataFrame) -> None:
         NOT_CALIBRATED if not about.get("decision") else "",
         NOT_DESCRIBED if not about.get("familiar") else "",
         f"{unread} of {len(table)} images could not be read; the column `error` says why" if unread else "",
+        f"{len(skipped)} other files were skipped: {other_files.count(skipped)}" if skipped else "",
         RESEARCH_ONLY,
     ]
     print(*filter(None, lines), sep="\n", file=sys.stderr)

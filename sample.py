@@ -10,14 +10,16 @@ and not between classes, nor does the mean colour: a network that has seen a pat
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
-
-import safety.startup  # noqa: F401  before any other import
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,7 +28,7 @@ from scipy import fft, ndimage
 from tqdm import tqdm
 
 from safety import command_line
-from safety.errors import InputError
+from safety.errors import InputError, naming
 
 NOTICE = "Synthetic images drawn by a program: no patient, no tissue, no evidence of anything medical."
 WIDTH, HEIGHT, LOW = 350, 230, 228  # px, half of the real 700 x 460 and 700 x 456
@@ -314,7 +316,7 @@ def write(folder: Path, seed: int, images: int, marker: str) -> None:
     slides = all_slides()
     jobs = [(slide, mag, seq) for slide in slides for mag in MAGNIFICATIONS for seq in range(1, images + 1)]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with naming(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         root = Path(temporary) / folder.name
         root.mkdir()
         with ProcessPoolExecutor() as pool:

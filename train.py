@@ -11,11 +11,13 @@ python train.py --tune 40                              searches for settings in 
 
 from __future__ import annotations
 
+import safety.startup
+
+safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import pandas as pd

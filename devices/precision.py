@@ -13,6 +13,8 @@ import tensorflow as tf
 import config
 
 CPU_INFO = Path("/proc/cpuinfo")
+# The compute capability from which on GPUs have them, and are fast in float16.
+TENSOR_CORES = (7, 0)
 
 
 def with_precision(settings: config.Settings) -> config.Settings:
@@ -23,7 +25,7 @@ def with_precision(settings: config.Settings) -> config.Settings:
     """
     if settings.train.precision != "auto":
         return settings
-    precision = _fast_precision(tf.config.list_physical_devices("GPU"))
+    precision = fast_precision(tf.config.list_physical_devices("GPU"))
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
 
 
@@ -53,10 +55,16 @@ def grow_memory() -> list:
     return gpus
 
 
-def _fast_precision(gpus: list) -> str:
+def use_xla() -> bool:
+    """Whether XLA compiles the base for inference: on a GPU; on a CPU TensorFlow's own kernels are faster."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def fast_precision(gpus: list) -> str:
+    """The precision that the first GPU is fast in, or without one this machine's processor."""
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
-        return "float16" if capability >= (7, 0) else "float32"
+        return "float16" if capability >= TENSOR_CORES else "float32"
     flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
     has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
     # Some processors have the bfloat16 instruction and still multiply it more slowly than float32.

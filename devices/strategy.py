@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import config
-from devices import precision
+from devices import keras_stack, precision
 from safety import signals
 from safety.errors import InputError
 
@@ -63,6 +63,7 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
         return None
     gpus = precision.grow_memory()
     if "TF_CONFIG" in os.environ:
+        keras_stack.refuse_several("TF_CONFIG")
         if train.run == "auto" and not run.exists():
             raise InputError(
                 "train.run: several workers need one name for their run, for example train.run=a, got auto"
@@ -75,7 +76,9 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
                 return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         except tf.errors.UnknownError as error:
             raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
-    if train.strategy == "mirrored" or len(gpus) > 1:
+    if train.strategy == "mirrored":
+        keras_stack.refuse_several("train.strategy=mirrored")
+    if train.strategy == "mirrored" or (len(gpus) > 1 and not keras_stack.KERAS_3):
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return None
@@ -115,10 +118,13 @@ def device_count() -> int:
 
 
 def describe() -> str:
-    """The number of devices of a run in words, after a comma; empty for a single one."""
+    """The number of devices of a run in words, after a comma; empty where there is a single one."""
     replicas, workers = tf.distribute.get_strategy().num_replicas_in_sync, worker()[1]
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if replicas == 1:
+        return f", the first of {gpus} GPUs alone" if gpus > 1 else ""
     of_workers = f" of {workers} workers" if workers > 1 else ""
-    return f", {replicas} devices{of_workers}" if replicas > 1 else ""
+    return f", {replicas} devices{of_workers}"
 
 
 @contextlib.contextmanager

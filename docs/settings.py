@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import safety.startup  # noqa: F401  before any other import
+
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import config
 

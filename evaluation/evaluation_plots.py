@@ -9,26 +9,18 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from scikitplot.metrics import plot_confusion_matrix
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
+from devices import keras_stack
 from images import plot_style
 
 
 def confusion(labels: Sequence[str], predictions: Sequence[str]) -> Figure:
-    """The confusion matrix in counts and in shares of the true class, by scikit-plot; both arguments (n,)."""
+    """The confusion matrix in counts and in shares of the true class; both arguments (n,)."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
-    for axis, normalize in zip(axes, [False, True]):
-        plot_confusion_matrix(
-            labels,
-            predictions,
-            normalize=normalize,
-            labels=plot_style.LABELS,
-            ax=axis,
-            cmap="Greys",
-            title="Share of the true class" if normalize else "Images",
-        )
-        axis.set(xlabel="predicted", ylabel="true")
+    for axis, shares in zip(axes, [False, True]):
+        keras_stack.draw_confusion(labels, predictions, plot_style.LABELS, shares, axis)
+        axis.set(xlabel="predicted", ylabel="true", title="Share of the true class" if shares else "Images")
         axis.images[0].set_clim(0)
         axis.tick_params(axis="x", rotation=0)
     return figure

@@ -17,7 +17,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from safety import atomic_files
-from safety.errors import InputError
+from safety.errors import InputError, naming
 
 CACHE = Path("cache")
 # Arrays in a chunk; whole batches, so that an extraction that goes on has the same batches (see `extraction`).
@@ -65,7 +65,7 @@ class Store:
         with FileLock(self.folder / "write.lock"):
             self._read_index()
             chunk = next(number for number in itertools.count() if number not in self.chunks)
-            with open(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            with naming(self._data), open(os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
                 file.seek(chunk * CHUNK * self.item_bytes)
                 file.write(content)
                 file.flush()

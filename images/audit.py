@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import config
-from images import png
+from images import other_files, png
 from safety import atomic_files, csv_files, limits
 from safety.errors import DataError, InputError
 
@@ -24,6 +26,7 @@ IMAGE_FOLDERS = [
     "breast",
     ".",
 ]
+LABELS = ("benign", "malignant")
 # A fixed number, whatever the number of cores: an image of 5 megapixels needs 80 MB while it is inspected.
 READERS = 4
 # An outlier is more than this many robust standard deviations from the median of its magnification.
@@ -277,16 +280,19 @@ def _warnings(table: pd.DataFrame, images: pd.DataFrame, folder: Path) -> dict[s
         "slide in several subtype folders": _in_several_folders(table),
         # A table read from the folders has one row for each image, and no folds.
         "rows other than five": sorted(rows[rows != 5].index) if table.fold.notna().all() else [],
-        "file that no row names": _unnamed_files(table, folder),
+        "file that no row names": unnamed_files(table.path, folder),
         "size other than 700 x 460 and 700 x 456": _other_sizes(images),
         "brightness outlier": _outliers(images, images.brightness),
         "sharpness outlier": _outliers(images, np.log1p(images.sharpness)),
     }
 
 
-def _unnamed_files(table: pd.DataFrame, folder: Path) -> list[str]:
-    files = (path for label in ("benign", "malignant") for path in (folder / label).rglob("*") if path.is_file())
-    return sorted({path.relative_to(folder).as_posix() for path in files} - set(table.path))
+def unnamed_files(paths: Iterable[str], folder: Path) -> list[str]:
+    """The files in the folders of the classes, relative to `folder`, that are none of `paths`."""
+    # The second pattern also finds what is in linked folders, as do those who read the images.
+    files = itertools.chain(*((folder / label).rglob("*") for label in LABELS), folder.glob("*/SOB/*/*/*/*"))
+    own = {path for path in files if path.is_file() and not other_files.is_of_macos(path)}
+    return sorted({path.relative_to(folder).as_posix() for path in own} - set(paths))
 
 
 def _sizes(findings: pd.DataFrame) -> pd.Series:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from images import decoding
+from images import decoding, other_files
 from safety import limits
 from safety.errors import InputError
 
@@ -41,16 +42,30 @@ def find(names: list[str]) -> list[Path]:
     """
     paths = [path for name in names for path in _find_below(Path(name))]
     if not paths:
-        raise InputError(f"no PNG, JPEG, TIFF or BMP in {', '.join(names)}")
+        others = other_files.count(skipped(names))
+        raise InputError(f"no PNG, JPEG, TIFF or BMP in {', '.join(names)}{others and f'; skipped: {others}'}")
     return list(dict.fromkeys(paths))
+
+
+def skipped(names: list[str]) -> list[Path]:
+    """The other files in and below the folders that are named, each once."""
+    named = set(map(Path, names))
+    below = {path for folder in filter(Path.is_dir, named) for path in _files(folder) if not _is_image(path)}
+    return sorted(below - named)
 
 
 def _find_below(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"no file or folder {str(path)!r}")
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(filter(_is_image, _files(path))) if path.is_dir() else [path]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not other_files.is_of_macos(path))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def read(path: Path, size: int) -> tuple[np.ndarray, str]:

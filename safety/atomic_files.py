@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safety import signals
-from safety.errors import InputError
+from safety.errors import InputError, naming
 
 # The shell may redirect standard output to a file; these names must write to that file, not replace it.
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}{path.suffix[-8:]}")
-    with signals.deferred():
+    with signals.deferred(), naming(path, temporary):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -101,7 +101,8 @@ def write_out(name: str, text: str) -> None:
         sys.stdout.buffer.write(_encoded(text))
         sys.stdout.flush()
     elif os.path.exists(name) and not os.path.isfile(name):
-        Path(name).write_bytes(_encoded(text))
+        with naming(name):
+            Path(name).write_bytes(_encoded(text))
     else:
         write_text(os.path.realpath(name), text)
 

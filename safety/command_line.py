@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-from safety import limits
+from safety import errors, limits, signals
 from safety.errors import InputError
 
 
@@ -48,6 +51,20 @@ def _terminate(number: int, frame: Any) -> None:
     raise Terminated
 
 
+@contextlib.contextmanager
+def _stop_signals_raise() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt in the block; after it they end a command at once, as before it."""
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in signals.STOP_SIGNALS}
+    try:
+        for number, handler in zip(before, (signal.default_int_handler, _terminate)):
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command's `main` and exits; never shows a traceback for wrong input, broken data or a signal.
 
@@ -57,23 +74,34 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     Exit status: that of `main`; 1 for DataError, 2 for other wrong input and for files that cannot be read or written,
     130 for Ctrl-C, 141 if the reader of the output is gone, 143 for SIGTERM.
     """
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _terminate)
     # Characters that the terminal cannot show are escaped; Python does so by itself only on standard error.
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(main(sys.argv[1:]))
+        with _stop_signals_raise():
+            status = main(sys.argv[1:])
+            # Where Python does this itself, at the very end, an error is more than one line.
+            if sys.stdout:
+                sys.stdout.flush()
+        sys.exit(status)
     except InputError as error:
         print("error:", "\n".join(map(limits.printable, error.lines)), file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt as interrupt:
         sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe. Without this, Python's last flush would print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `head`, has closed the pipe.
+        _discard_output()
         sys.exit(141)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(limits.printable(f"error: {where}cannot be written or read: {error.strerror or error}"), file=sys.stderr)
+        if error.filename is None:
+            _discard_output()
+        print("error:", limits.printable(errors.describe(error)), file=sys.stderr)
         sys.exit(2)
+
+
+def _discard_output() -> None:
+    """Discards what standard output could not take; otherwise Python's last flush would print another error."""
+    # An output that is no file, as in a notebook, has no descriptor.
+    with contextlib.suppress(io.UnsupportedOperation, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

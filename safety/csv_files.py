@@ -35,25 +35,53 @@ def read(path: Path) -> pd.DataFrame:
 
 def parse(content: bytes, path: Path, delimiter: str = ",") -> pd.DataFrame:
     """Parses the content of a CSV file as `read` does; `path` is only for the messages."""
+    return parse_lines(content, path, delimiter).reset_index(drop=True)
+
+
+def parse_lines(content: bytes, path: Path, delimiter: str = ",") -> pd.DataFrame:
+    """Parses the content of a CSV file as `parse` does.
+
+    Returns:
+        The frame of `parse`, whose index is the line, from 1, in which a row begins; blank lines count, but are no
+        rows.
+    """
     longest = max(map(len, io.BytesIO(content)), default=0)
     if longest > MAX_LINE:
         raise InputError(f"{path}: a line must have at most {MAX_LINE} bytes, got {longest}")
     if b"\0" in content:
         raise InputError(f"{path}: must be a CSV in UTF-8, got a NUL byte")
     try:
-        widest = max(map(len, csv.reader(io.StringIO(content.decode(), newline=""), delimiter=delimiter)), default=0)
+        rows = _rows(content.decode("utf-8-sig"), delimiter)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: must be a CSV in UTF-8: {error}") from None
+    if not rows:
+        raise InputError(f"{path}: must be a CSV in UTF-8: it has no line")
+    widest = max(map(len, rows.values()))
     if widest > MAX_FIELDS:
         raise InputError(f"{path}: a row must have at most {MAX_FIELDS} fields, got {widest}")
-    try:
-        rows = pd.read_csv(io.BytesIO(content), sep=delimiter, dtype=str, keep_default_na=False, encoding="utf-8")
-    except ValueError as error:
-        # Without the name of pandas' parser.
-        raise InputError(f"{path}: must be a CSV in UTF-8: {str(error).rpartition('C error: ')[2]}") from None
-    if not isinstance(rows.index, pd.RangeIndex):
+    (_, header), *lines = rows.items()
+    if widest > len(header):
         raise InputError(f"{path}: a row must not have more fields than the header line")
-    return rows.fillna("")
+    cells = [row + [""] * (widest - len(row)) for _, row in lines]
+    return pd.DataFrame(cells, [line for line, _ in lines], _distinct(header), dtype=object)
+
+
+def _rows(text: str, delimiter: str) -> dict[int, list[str]]:
+    """The cells of each row by the line in which it begins; strict, so that an open quote cannot hide rows."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, line = {}, 1
+    for cells in reader:
+        if len(cells) > 1 or "".join(cells).strip():
+            rows[line] = cells
+        line = reader.line_num + 1
+    return rows
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names of the columns; the second of a name gets a number, as pandas gives it."""
+    return [
+        f"{name}.{names[:place].count(name)}" if name in names[:place] else name for place, name in enumerate(names)
+    ]
 
 
 def spreadsheet_safe(value: object) -> str:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class InputError(ValueError):
     """The user's input is wrong; exit status 2.
@@ -29,3 +36,38 @@ class DataError(InputError):
     def lines(self) -> list[str]:
         """The lines to print: the count, then the findings."""
         return str(self).splitlines()
+
+
+@contextlib.contextmanager
+def naming(path: str | Path, temporary: str | Path = "") -> Iterator[None]:
+    """Errors of the operating system in the block name `path`.
+
+    Python names a file that it cannot open, but none in which it cannot write.
+
+    Args:
+        path: the file or folder that is written.
+        temporary: the name that it has in the block, if that is another.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+def describe(error: OSError) -> str:
+    """An error of the operating system in one line: the file, the reason and, where a disk is full, its free space."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # All writers of files use `naming`, so that only standard output has no name.
+    where = error.filename or ("standard output" if full else "")
+    reason = f"{where}: " * bool(where) + f"cannot be written or read: {error.strerror or error}"
+    return f"{reason}; {_free(error.filename):.1f} MiB are free there" if full else reason
+
+
+def _free(name: str | None) -> float:
+    """MiB that are free on the disk of a file, which may not exist, or on that of standard output."""
+    path = Path(os.path.abspath(name)) if name else 1
+    while name and not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / 2**20

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import safety.startup  # noqa: F401  before any other import
+
 import shutil
 import signal
 from pathlib import Path
-
-import safety.startup  # noqa: F401  before any other import
 
 import keras
 import numpy as np

@@ -47,6 +47,30 @@ def test_resolved_settings_load_to_themselves(tmp_path):
     assert config.load_settings(tmp_path / "resolved.yaml") == settings
 
 
+@pytest.mark.parametrize(
+    "text, value", [("true", "both"), ("false", "none"), ("both", "both"), ("minority", "minority")]
+)
+def test_the_switch_of_earlier_versions_is_still_read(text, value):
+    assert config.load_settings(None, [f"data.upsample={text}"]).data.upsample == value
+
+
+def test_a_key_that_a_run_did_not_know_has_the_value_of_then(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(re.sub(r"  select: .*\n", "", config.load_settings().to_yaml()))
+    assert config.load_settings(path, of_run=True).train.select == "plain"
+    # A file of the user is on top of the defaults.
+    assert config.load_settings(path).train.select == "balanced"
+    path.write_text("data: {seed: 3}")
+    settings = config.load_settings(path, of_run=True)
+    assert (settings.data.seed, settings.train.epochs, settings.train.select) == (3, 12, "plain")
+
+
+def test_the_thesis_draws_both_classes_and_selects_by_the_plain_loss():
+    settings = config.load_settings(ROOT / "thesis.yaml")
+    assert (settings.data.upsample, settings.train.select, settings.train.monitor) == ("both", "plain", "val_loss")
+    assert config.load_settings().train.monitor == "val_balanced_loss"
+
+
 @pytest.mark.parametrize("text, value", [("off", 0.0), ("0", 0.0), ("15", 15.0), ("1.5e1", 15.0)])
 def test_amounts_may_be_off(text, value):
     assert config.load_settings(None, [f"augment.rotation={text}"]).augment.rotation == value
@@ -59,6 +83,12 @@ def test_amounts_may_be_off(text, value):
     ("train.epochs=true", "train.epochs: input should be a valid integer"),
     ("train.epochs=many", "got 'many'"),
     ("data.protocol=sheep", "'row', 'image'"),
+    ("data.test_per_class=0", "data.test_per_class: must be auto or a whole number, 1 or more, got '0'"),
+    ("data.test_per_class=true", "must be auto or a whole number, 1 or more, got 'True'"),
+    ("data.test_per_class=all", "must be auto or a whole number, 1 or more, got 'all'"),
+    ("data.test_per_class=1.5", "must be auto or a whole number, 1 or more, got '1.5'"),
+    ("data.upsample=majority", "'minority', 'both' or 'none'"),
+    ("train.select=best", "'balanced' or 'plain'"),
     ("data.magnification=50", "'all', 40, 100, 200 or 400"),
     ("data.valid_fraction=1.0", "data.valid_fraction: input should be less than 1"),
     ("train.initial_lr=1", "initial_lr must be at most maximal_lr"),

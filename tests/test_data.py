@@ -90,6 +90,66 @@ def test_a_wrong_row_is_named(tmp_path, column, value, words):
         data.read_folds(write(tmp_path, rows))
 
 
+def rewritten(rows, separator=",", **changes):
+    """The text of Folds.csv with changed values; `changes` has a function of the text of a value for each column."""
+    rows = rows.astype(str)
+    for column, change in changes.items():
+        rows[column] = rows[column].map(change)
+    return "\n".join(separator.join(cells) for cells in [list(rows), *rows.to_numpy().tolist()]) + "\n"
+
+
+HOSTED = "/kaggle/input/breakhis/BreaKHis_v1/"
+
+
+@pytest.mark.parametrize("words, text", [
+    ("separator ';'", lambda rows: rewritten(rows, ";")),
+    (r"separator '\t'", lambda rows: rewritten(rows, "\t")),
+    ("blanks around 760 values of filename", lambda rows: rewritten(rows, ", ")),
+    ("quotes around 760 values of mag", lambda rows: rewritten(rows, ", ", mag='"{}"'.format)),
+    ("capitals in the header", lambda rows: rewritten(rows.rename(columns=str.upper))),
+    ("capitals in 760 values of grp", lambda rows: rewritten(rows, grp=str.upper)),
+    ("backslashes in 760 values of filename", lambda rows: rewritten(rows, filename=lambda name: name.replace("/", "\\"))),
+    ("./ before 760 values of filename", lambda rows: rewritten(rows, filename="./{}".format)),
+    ("folders above histology_slides in 760 values", lambda rows: rewritten(rows, filename=(HOSTED + "{}").format)),
+    ("folders above histology_slides in 760 values", lambda rows: rewritten(rows, filename="C:\\data\\{}".format)),
+    ("X after 760 values of mag", lambda rows: rewritten(rows, mag="{}X".format)),
+    ("decimals of 760 values of mag", lambda rows: rewritten(rows, fold="{}.0".format, mag="{}.0".format)),
+])  # fmt: skip
+def test_another_notation_gives_the_same_table_and_is_printed_once(tmp_path, capsys, words, text):
+    rows = fold_rows()
+    expected = data.read_folds(write(tmp_path, rows))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "Folds.csv").write_text(text(rows))
+    pd.testing.assert_frame_equal(data.read_folds(tmp_path / "Folds.csv"), expected)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{words}" in err
+
+
+@pytest.mark.parametrize("text, line, words", [
+    (f"\n\nfold,mag,grp,filename\n\n1,40,train,{NAME}\n \n\n6,40,train,{NAME}\n", 8, "fold must be 1 to 5, got '6'"),
+    (f"fold,mag,grp,filename\r\n\r\n1,40,train,{NAME}\r\n1, 4 0 ,train,{NAME}\r\n", 4, "mag must be .*, got ' 4 0 '"),
+    (f"fold,mag,grp,filename\n1,40,train,{NAME}\n2,40,train,{NAME}\n\n1,40,train,{NAME}\n", 5, "one row in a fold, not two"),
+    (f"fold;mag;grp;filename\n1;40;train;{HOSTED}../BreaKHis_v1/{NAME[12:]}\n", 2, "must not be absolute or contain .., got"),
+    (f"fold;mag;grp;filename\n1;40;train;{HOSTED}{NAME[12:].replace('benign', '..')}\n", 2, "must not be absolute or contain .., got"),
+    (f"fold,mag,grp,filename\n1,40,train,/data/{NAME[36:]}\n", 2, "must not be absolute"),
+    (f"fold,mag,grp,filename\n1,40.5,train,{NAME}\n", 2, "mag must be .*, got '40.5'"),
+])  # fmt: skip
+def test_what_is_ambiguous_or_twice_is_refused_with_its_line(tmp_path, text, line, words):
+    (tmp_path / "Folds.csv").write_bytes(text.encode())
+    with pytest.raises(InputError, match=f"line {line}: .*{words}"):
+        data.read_folds(tmp_path / "Folds.csv")
+
+
+def test_names_of_columns_are_quoted_and_must_differ(tmp_path):
+    for header, words in [
+        ("fold,mag,grp,file name ", "filename is missing.*'file name '"),
+        ("fold,mag,grp,filename,MAG", "mag is there twice"),
+    ]:
+        (tmp_path / "Folds.csv").write_text(f"{header}\n1,40,train,{NAME}\n")
+        with pytest.raises(InputError, match=f"column {words}"):
+            data.read_folds(tmp_path / "Folds.csv")
+
+
 @pytest.mark.parametrize("column", ["fold", "mag", "grp", "filename"])
 def test_a_missing_column_is_named(tmp_path, column):
     with pytest.raises(InputError, match=f"column {column} is missing"):
@@ -223,4 +283,28 @@ def test_a_misplaced_image_in_the_folders_is_named(own_tree):
     image = next(own_tree.rglob("SOB_B_A-14-101AB-40-001.png"))
     image.rename(image.with_name("SOB_B_A-14-102-40-009.png"))
     with pytest.raises(InputError, match="SOB_B_A-14-102-40-009.png is not named or placed"):
+        data.read_tree(audit.image_folder(own_tree))
+
+
+def test_what_is_left_out_of_the_folders_is_counted(own_tree, capsys):
+    """Read and left out are together what is on disk, without the files that macOS adds."""
+    folder = audit.image_folder(own_tree)
+    expected = data.read_tree(folder)
+    assert capsys.readouterr().err == ""
+    images = sorted(folder.rglob("*.png"))
+    for image, suffix in zip(images, [".PNG", ".jpg", ".jpg", ".tif", ""]):
+        image.rename(image.with_suffix(suffix))
+    images[5].rename(folder / "benign" / images[5].name)
+    images[6].with_name("._" + images[6].name).write_bytes(b"Mac OS X")
+    table, err = data.read_tree(folder), capsys.readouterr().err
+    assert len(table) + 6 == len(expected) and set(table.filename) < set(expected.filename)
+    assert err.count("\n") == 1 and f"data.folds=tree: 6 files in {folder} are left out, because only */SOB/" in err
+    counts = err.rpartition("is read: ")[2].partition(";")[0]
+    assert set(counts.split(", ")) == {"2 .jpg", "1 .PNG", "1 .tif", "1 without a suffix", "1 .png"}
+
+
+def test_folders_of_other_formats_alone_are_refused_with_their_count(own_tree):
+    for image in own_tree.rglob("*.png"):
+        image.rename(image.with_suffix(".jpg"))
+    with pytest.raises(InputError, match="no images in .*; left out, because only .* is read: 76 .jpg; get BreakHis"):
         data.read_tree(audit.image_folder(own_tree))

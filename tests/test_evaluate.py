@@ -241,3 +241,30 @@ def test_an_evaluation_leaves_no_lock_and_clears_what_a_killed_one_left(copy):
     (copy / ".12345.abcdef01.keras").touch()
     evaluate.main(["runs/tiny"])
     assert not list(copy.glob(".*")) and [path.name for path in copy.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("patients, fitted", [(4, False), (5, True)])
+def test_the_temperature_of_few_patients_is_left_at_1_and_the_report_says_so(patients, fitted):
+    rng = np.random.RandomState(0)
+    valid = pd.DataFrame({
+        "label": ["benign"] * 60 + ["malignant"] * 60, "probability": rng.uniform(0.001, 0.999, 120),
+        "patient": [f"b{n % patients}" for n in range(60)] + [f"m{n % 9}" for n in range(60)],
+    })  # fmt: skip
+    choice = calibration.decide(valid, "0.5")
+    expected = calibration.fit_temperature(valid.label == "malignant", valid.probability)
+    assert abs(expected - 1) > 0.1 and choice["temperature"] == (expected if fitted else 1.0)
+    counts = {"benign": patients, "malignant": 9}
+    results = {"temperature": choice["temperature"], "temperature_fitted": fitted, "validation_patients": counts}
+    text = calibration.describe_temperature(results)
+    assert ("fitted on the validation set alone" in text) == fitted
+    assert fitted or text.startswith("temperature 1, not fitted: the validation set has 4 benign and 9 malignant")
+
+
+def test_metrics_json_says_how_the_temperature_was_found(run):
+    results = json.loads((run / "evaluation" / "metrics.json").read_text())["calibration"]
+    split = pd.read_csv(run / "split.csv", dtype=str)
+    patients = split[split.set == "valid"].groupby("label").patient.nunique().to_dict()
+    assert results["validation_patients"] == patients
+    assert results["temperature_fitted"] == (min(patients.values()) >= 5)
+    report = (run / "evaluation" / "report.txt").read_text()
+    assert calibration.describe_temperature(results) in report

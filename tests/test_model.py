@@ -86,7 +86,7 @@ def test_standardised_features_have_mean_0_and_deviation_1(network, pixels):
 def test_base_weights_come_from_a_file_that_keras_wrote(tree, tmp_path):
     keras.utils.set_random_seed(5)
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "mine.h5")
+    base.save(tmp_path / "mine.h5")
     settings = config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5"))
     network = model.build(settings)
     for ours, theirs in zip(network.get_layer("resnet50").get_weights(), base.get_weights()):
@@ -110,7 +110,7 @@ def fill(path, change):
 def test_code_in_a_weights_file_is_not_looked_at(tree, tmp_path):
     """The file of a whole model with a Lambda in it: its weights fit, its layers are never built."""
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "mine.h5")
+    base.save(tmp_path / "mine.h5")
     with h5py.File(tmp_path / "mine.h5", "a") as file:
         file.attrs["model_config"] = '{"class_name": "Lambda", "config": {"function": "no code"}}'
     network = model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5")))
@@ -124,7 +124,7 @@ def test_weights_of_another_format_are_refused(tree, tmp_path):
 
 
 def with_top(path):
-    keras.applications.ResNet50(weights=None).save_weights(path)
+    keras.applications.ResNet50(weights=None).save(path)
 
 
 @pytest.mark.parametrize("write, words", [
@@ -145,7 +145,7 @@ def test_wrong_weights_are_refused(tree, tmp_path, write, words):
 def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkeypatch):
     keras.utils.set_random_seed(6)
     base = keras.applications.ResNet50(include_top=False, weights=None)
-    base.save_weights(tmp_path / "fetched.h5")
+    base.save(tmp_path / "fetched.h5")
     asked = []
     monkeypatch.setattr(
         keras.utils, "get_file", lambda *args, **kwargs: asked.append((args, kwargs)) or tmp_path / "fetched.h5"
@@ -181,3 +181,17 @@ def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
     features = model.pooled(network)(pixels)
     assert features.dtype == network(pixels).dtype == tf.float32
     assert np.abs(features - exact).max() < 0.02 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.8])
+def test_in_the_balanced_loss_both_classes_count_equally(share):
+    """Over batches of unequal sizes, some without a class."""
+    rng = np.random.RandomState(0)
+    labels, probability = (rng.rand(101, 1) < share).astype(np.float32), rng.uniform(0.01, 0.99, (101, 1))
+    metric = model.BalancedLoss()
+    for start in range(0, 101, 16):
+        metric.update_state(labels[start : start + 16], tf.constant(probability[start : start + 16], tf.float32))
+    losses = -np.log(np.where(labels == 1, probability, 1 - probability))
+    expected = sum(losses[labels == label].mean() for label in (0, 1) if (labels == label).any()) / 2
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    assert share == 0 or abs(expected - losses.mean()) > 0.01

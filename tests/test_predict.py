@@ -84,6 +84,17 @@ def test_the_whole_network_gives_the_same(loaded, folder):
     np.testing.assert_allclose(table.probability, network.predict(images, verbose=0)[:, 0], atol=1e-5)
 
 
+def test_other_files_in_a_folder_are_counted_as_skipped(quick, run, folder, capsys):
+    for name in ("a/x.webp", "b/x.webp", "b/deep/y.GIF", "b/._same.png", "named.ndpi"):
+        (folder / name).write_bytes(b"any")
+    status, table, err = table_of(run, folder, folder / "named.ndpi", capsys=capsys)
+    assert status == 1 and table.file[table.error != ""].tolist() == [str(folder / "named.ndpi")]
+    assert "4 other files were skipped: 2 .webp, 1 .txt, 1 .GIF\n" in err
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name[:2] != "._"]
+    assert len(table) + 4 == len(files)
+    assert "skipped" not in table_of(run, folder / "b" / "same.png", capsys=capsys)[2]
+
+
 def test_more_images_than_a_batch_keep_their_own_rows(loaded, tmp_path):
     network, about = loaded
     paths = [saved(tmp_path / f"{number:02}.png", np.full((9, 9, 3), number * 3, np.uint8)) for number in range(40)]

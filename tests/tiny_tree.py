@@ -42,6 +42,12 @@ def fold_rows(slides: list[str] = SLIDES, mags: tuple = (40, 100, 200, 400), ima
     )
 
 
+def table_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The table of these rows, as `data.read_folds` reads it."""
+    names = data.describe(rows.filename.str.rsplit("/", n=1).str[-1])
+    return names.assign(fold=rows.fold, grp=rows.grp).reset_index(drop=True)
+
+
 def write_tree(root: Path, rows: pd.DataFrame, size: tuple[int, int] = (48, 32)) -> None:
     """Writes Folds.csv and images of noise; malignant ones are darker in the middle."""
     root.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class StopOnNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict) -> None:
         """Keras calls this once for all steps that it runs in one go, with the number of the last."""
-        first, self.done = self.done, batch + 1
+        # Which may lie past the end of the epoch.
+        first, self.done = self.done, min(batch + 1, self.params["steps"])
         if np.isfinite(logs["loss"]):
             return
         step = self.params["steps"] * self.epoch + first

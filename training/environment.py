@@ -17,11 +17,12 @@ import pandas as pd
 import config
 import data
 import model
+from devices import keras_stack
 from images import data_plots, leaks, plot_style, splits
 from safety import atomic_files, limits
 from safety.errors import InputError
 
-PACKAGES = ["tensorflow", "keras", "tensorflow-addons", "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
+PACKAGES = [*keras_stack.PACKAGES, "numpy", "pandas", "scikit-learn", "scipy", "pillow"]
 MAX_BYTES = 2**22
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import config
 import model
+from devices import keras_stack
 from images import plot_style
 from safety import atomic_files
 from safety.errors import InputError
@@ -51,18 +52,19 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
     points = phase._replace(
         rate=rate,
         epochs=range(POINTS),
-        batches=phase.batches._replace(train_from=lambda _: phase.batches.train_from(0).repeat(), steps=per_point),
+        batches=phase.batches._replace(train_from=lambda point: _from_step(phase, point * per_point), steps=per_point),
     )
     head = phase.trained
     before = head.get_weights()
     try:
         model.compile_model(head, settings.train, rate)
         head.optimizer.build(head.trainable_variables)
+        fresh = [variable.numpy() for variable in keras_stack.optimizer_variables(head.optimizer)]
         with tqdm(total=HEADS * POINTS, desc="rates", unit="point", delay=5) as bar:
             progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())
             losses = []
             for number in range(HEADS):
-                _freshen(head, settings.data.seed * HEADS + number)
+                _freshen(head, settings.data.seed * HEADS + number, fresh)
                 history = phases.fit(points, [progress], verbose=0)
                 losses.append([history["loss"], history[settings.train.monitor]])
     finally:
@@ -73,12 +75,20 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
     return pd.DataFrame({"rate": rates, "loss": loss, "val_loss": val_loss})
 
 
-def _freshen(head: keras.Model, seed: int) -> None:
-    """Sets new weights of the last layer, as `model.build` draws them, and resets the optimizer."""
+def _from_step(phase: phases.Phase, step: int | tf.Tensor) -> tf.data.Dataset:
+    """The batches of the phase from a step on, over and over."""
+    again = phase.batches.train_from(0).repeat()
+    rest = phase.batches.train_from(step // phase.batches.steps % phase.epochs.stop).concatenate(again)
+    return rest.skip(step % phase.batches.steps)
+
+
+def _freshen(head: keras.Model, seed: int, optimizer: list[np.ndarray]) -> None:
+    """Sets new weights of the last layer, as `model.build` draws them, and the optimizer's first values."""
     kernel, bias = head.get_layer("head").weights
     kernel.assign(keras.initializers.GlorotUniform(seed)(kernel.shape))
-    for variable in [bias, *head.optimizer.variables]:
-        variable.assign(tf.zeros_like(variable))
+    bias.assign(tf.zeros_like(bias))
+    for variable, value in zip(keras_stack.optimizer_variables(head.optimizer), optimizer):
+        variable.assign(value)
 
 
 def propose(curve: pd.DataFrame) -> tuple[float, float]:

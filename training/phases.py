@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import keras
 import pandas as pd
-import tensorflow as tf
 
 import config
 import model
-from devices import strategy
+from devices import keras_stack, strategy
+from devices.keras_stack import Batches
 from features import extraction, feature_datasets
 from features.extraction import Features
 from images import audit, image_datasets
@@ -30,22 +30,6 @@ class Rows(NamedTuple):
 
     train: pd.DataFrame
     valid: pd.DataFrame
-
-
-class Batches(NamedTuple):
-    """The batches of a phase.
-
-    Attributes:
-        train_from: gives the training batches from an epoch on; the last batch of an epoch may be smaller.
-        steps: training batches in an epoch.
-        valid: the validation batches.
-        valid_steps: their number.
-    """
-
-    train_from: Callable[[int], tf.data.Dataset]
-    steps: int
-    valid: tf.data.Dataset
-    valid_steps: int
 
 
 class Phase(NamedTuple):
@@ -159,13 +143,5 @@ def fit(phase: Phase, callbacks: list, epoch: int = 0, verbose: str | int = "aut
     Returns:
         Keras' history: the name of a loss or metric -> its value in each epoch.
     """
-    return phase.trained.fit(
-        strategy.distribute(phase.batches.train_from(epoch), weighted=True),
-        initial_epoch=epoch,
-        epochs=phase.epochs.stop,
-        steps_per_epoch=phase.batches.steps,
-        validation_data=strategy.distribute(phase.batches.valid),
-        validation_steps=phase.batches.valid_steps,
-        callbacks=callbacks,
-        verbose=verbose,
-    ).history
+    options = {"epochs": phase.epochs.stop, "callbacks": callbacks, "verbose": verbose}
+    return keras_stack.fit(phase.trained, phase.batches, strategy.distribute, epoch, options)

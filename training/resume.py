@@ -20,6 +20,7 @@ import tensorflow as tf
 from pydantic import Field
 
 import config
+from devices import keras_stack
 from safety import atomic_files, csv_files, limits
 from safety.errors import InputError
 from training import checkpoint, environment
@@ -139,9 +140,7 @@ def _variables(trained: keras.Model) -> list:
     trained.optimizer.build(trained.trainable_variables)
     layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
     weights = [weight for layer in layers for weight in layer.weights]
-    # Under float16 Keras does not count these two among the optimizer's variables.
-    scale = getattr(trained.optimizer, "_loss_scale", None)
-    return [*weights, *trained.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
+    return [*weights, *keras_stack.optimizer_variables(trained.optimizer)]
 
 
 def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Settings:
@@ -181,7 +180,8 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
 def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
     """The settings that are not those of the run's record: name -> [old value, new value].
 
-    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of that time.
+    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of
+    that time.
     """
     recorded = (
         environment.read(run).get("settings") or config.load_settings(run / "config.yaml", of_run=True).model_dump()

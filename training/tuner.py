@@ -172,8 +172,8 @@ def _tuner(trials: int, folder: Path, prepared: Prepared) -> BaseTuner:
         keras_tuner.Objective(tune.objective, OBJECTIVES[tune.objective]),
         max_trials=trials,
         hyperparameters=space(tune),
-        # For KerasTuner 0 means no seed.
-        seed=seed + 1,
+        # For KerasTuner 0 means no seed, and NumPy allows none above 2**32 - 1.
+        seed=seed % (2**32 - 1) + 1,
         max_consecutive_failed_trials=trials + 1,
     )
     oracle.verbose = 0

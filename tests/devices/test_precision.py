@@ -15,13 +15,13 @@ def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypat
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(precision, "_seconds", {"bfloat16": ratio, "float32": 1.0}.get)
-    assert precision._fast_precision([]) == expected
+    assert precision.fast_precision([]) == expected
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
-    assert precision._fast_precision([]) == "float32"
+    assert precision.fast_precision([]) == "float32"
 
 
 def test_auto_is_resolved_and_a_named_precision_is_left(monkeypatch):
-    monkeypatch.setattr(precision, "_fast_precision", lambda gpus: "bfloat16")
+    monkeypatch.setattr(precision, "fast_precision", lambda gpus: "bfloat16")
     assert precision.with_precision(config.load_settings()).train.precision == "bfloat16"
     assert (
         precision.with_precision(config.load_settings(None, ["train.precision=float16"])).train.precision == "float16"
@@ -35,4 +35,4 @@ def test_both_precisions_can_be_timed():
 @pytest.mark.parametrize("capability, expected", [((7, 0), "float16"), ((6, 1), "float32")])
 def test_auto_precision_follows_the_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": capability})
-    assert precision._fast_precision(["gpu"]) == expected
+    assert precision.fast_precision(["gpu"]) == expected

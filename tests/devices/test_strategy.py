@@ -17,11 +17,12 @@ from tiny_tree import tiny_settings
 
 import config
 import train
-from devices import strategy
+from devices import keras_stack, strategy
 from features import store
 from safety.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+ADDONS_ONLY = pytest.mark.skipif(keras_stack.KERAS_3, reason="Keras 3 refuses several devices, see test_keras_stack")
 # The last batch of an epoch has a single row, so that all devices but one get nothing of it.
 UNEVEN = ["data.upsample=false", "train.batch_size=15", "train.epochs=3"]
 SEVERAL = """
@@ -38,7 +39,7 @@ command_line.run(train.main)
 MEETING = """
 from pathlib import Path
 import config
-from devices import strategy
+from devices import keras_stack, strategy
 from safety import command_line
 
 settings = config.load_settings(None, ["train.run=a"])
@@ -136,6 +137,7 @@ def start_mirrored(place, devices, *settings):
     return result.stdout
 
 
+@ADDONS_ONLY
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_several_devices_of_a_host_train_as_one_does(tree, alone, tmp_path, devices):
     assert f"device: CPU, {os.cpu_count()} cores, float32, {devices} devices\n" in start_mirrored(
@@ -144,6 +146,7 @@ def test_several_devices_of_a_host_train_as_one_does(tree, alone, tmp_path, devi
     assert_same_run(tmp_path, alone)
 
 
+@ADDONS_ONLY
 @pytest.mark.long
 @pytest.mark.parametrize("mode, tolerance", [
     (["train.features=end_to_end"], 1e-4),
@@ -160,6 +163,7 @@ def test_several_devices_train_in_each_mode_as_one_does(tree, tmp_path, monkeypa
     assert_same_run(tmp_path / "several", tmp_path / "alone", tolerance)
 
 
+@ADDONS_ONLY
 def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path):
     with Workers(tmp_path) as workers:
         waiting = workers.start(0, "-c", MEETING, 0)
@@ -180,6 +184,7 @@ def kill(workers, processes, number, epochs):
     processes[number] = workers.start(number, ROOT / "train.py", "--resume", "runs/tiny")
 
 
+@ADDONS_ONLY
 @pytest.mark.parametrize("count, kills", [
     (2, [1]),
     pytest.param(2, [], marks=pytest.mark.long),
@@ -201,6 +206,7 @@ def test_a_run_of_several_workers_survives_the_death_of_one(tree, alone, tmp_pat
     assert len(json.loads((tmp_path / "runs/tiny/environment.json").read_text()).get("resumed", [])) == len(kills)
 
 
+@ADDONS_ONLY
 def test_workers_share_what_is_to_do_and_begin_at_one_epoch(tmp_path):
     run = tmp_path / "runs/a"
     run.mkdir(parents=True)
@@ -212,6 +218,7 @@ def test_workers_share_what_is_to_do_and_begin_at_one_epoch(tmp_path):
         assert status == 2 and "error: the workers differ in epoch (3, 2); needed are the same settings" in err
 
 
+@ADDONS_ONLY
 @pytest.mark.parametrize("given, settings, words", [
     ("two hosts", [], "got two hosts"),
     ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', [], "the index of one of these workers"),

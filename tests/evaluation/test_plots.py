@@ -55,6 +55,14 @@ def test_the_history_shows_the_log_and_marks_the_saved_epoch():
         assert axis.lines[2].get_xydata().tolist() == [[2, value]]
 
 
+def test_the_history_shows_the_balanced_loss_and_marks_its_epoch():
+    columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
+    epochs = pd.DataFrame({"epoch": range(3), **{column: [1.0, 2, 3] for column in columns}})
+    loss, accuracy, _ = training_plots.history(epochs.assign(val_balanced_loss=[6.0, 4, 5])).axes
+    assert loss.lines[2].get_ydata().tolist() == [6, 4, 5]
+    assert loss.lines[3].get_xydata().tolist() == [[2, 4]] and accuracy.lines[2].get_xydata().tolist() == [[2, 2]]
+
+
 def test_the_history_marks_where_the_fine_tuning_begins():
     columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
     epochs = pd.DataFrame({"epoch": range(4), **{column: [4.0, 3, 2, 1] for column in columns}})

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tiny_tree import SLIDES, fold_rows
+from tiny_tree import SLIDES, fold_rows, table_of
 
 import config
-import data
 from images import leaks, splits
 from safety.errors import InputError
 
@@ -22,11 +21,6 @@ GROUP_KEYS = {"row": [], "image": ["filename"], "slide": ["filename", "slide"], 
 def options(protocol, **changes):
     values = {"test_per_class": 10, **changes, "protocol": protocol}
     return config.load_settings(None, [f"data.{key}={value}" for key, value in values.items()]).data
-
-
-def table_of(rows):
-    names = data.describe(rows.filename.str.rsplit("/", n=1).str[-1])
-    return names.assign(fold=rows.fold, grp=rows.grp).reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
@@ -266,44 +260,6 @@ def test_a_broken_contract_is_named(table, protocol, move, words):
         splits.check(pd.concat([parts, leaked]), protocol)
     with pytest.raises(InputError, match="the same number of each"):
         splits.check(parts.drop(test.index), protocol)
-
-
-def test_leaks_of_a_small_table():
-    table = pd.DataFrame(
-        [("a1", "s1", "p1", "train"), ("a1", "s1", "p1", "test"), ("a2", "s1", "p1", "test"),
-         ("a3", "s2", "p1", "test"), ("a4", "s3", "p2", "test"), ("a5", "s9", "p9", "valid")],
-        columns=["filename", "slide", "patient", "set"],
-    ).assign(label="benign")  # fmt: skip
-    measured = leaks.measure(table)
-    assert measured["shared"] == {"image": 0.25, "slide": 0.5, "patient": 0.75}
-    assert measured["both_sides"] == ["s1"]
-    assert measured["sets"]["test"]["benign"] == {"rows": 4, "images": 4, "slides": 3, "patients": 2}
-    assert "25.0% of the test images are also in the training set" in leaks.verdict(measured)
-
-
-@pytest.mark.parametrize("twin, shared, key", [
-    (("a3", "s3", "p3"), {"image": 0.5, "slide": 0.5, "patient": 0.5}, "image"),
-    (("a9", "s3", "p3"), {"image": 0.0, "slide": 0.5, "patient": 0.5}, "slide"),
-    (("a9", "s9", "p3"), {"image": 0.0, "slide": 0.0, "patient": 0.5}, "patient"),
-])  # fmt: skip
-def test_leaks_from_the_validation_set_are_named_too(twin, shared, key):
-    """With the test set of another split, the threshold may have been chosen on the same images."""
-    rows = [("a1", "s1", "p1", "train"), (*twin, "valid"), ("a3", "s3", "p3", "test"), ("a4", "s4", "p4", "test")]
-    table = pd.DataFrame(rows, columns=["filename", "slide", "patient", "set"]).assign(label="benign")
-    measured = leaks.measure(table)
-    assert not any(measured["shared"].values()) and measured["shared_with_validation"] == shared
-    assert f"50.0% of the test images share their {key} with the validation set" in leaks.verdict(measured)
-    assert "new patients" not in leaks.describe(table) and "with validation: " in leaks.describe(table)
-
-
-def test_the_verdict_fits_the_protocol(table):
-    words = {"row": "not a measure of new images", "image": "not a measure of new slides", "slide": "may be optimistic",
-             "patient": "new patients of this data set"}  # fmt: skip
-    for protocol, sentence in words.items():
-        parts = [splits.split(table, options(protocol, test_per_class=40, seed=seed)) for seed in range(8)]
-        verdicts = [leaks.verdict(leaks.measure(part)) for part in parts]
-        assert any(sentence in verdict for verdict in verdicts), protocol
-        assert protocol == "slide" or all(sentence in verdict for verdict in verdicts), protocol
 
 
 slide_lists = st.lists(st.sampled_from(SLIDES), min_size=1, max_size=len(SLIDES), unique=True)

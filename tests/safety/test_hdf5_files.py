@@ -85,11 +85,10 @@ def test_files_that_keras_writes_are_accepted(tmp_path):
     network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
     network.compile(keras.optimizers.SGD(momentum=0.9))
     network.optimizer.build(network.trainable_variables)
-    network.save_weights(tmp_path / "old.h5")
     network.save_weights(tmp_path / "new.weights.h5")
     network.save(tmp_path / "all.h5")
     network.save(tmp_path / "all.keras")
-    for name in ("old.h5", "new.weights.h5", "all.h5"):
+    for name in ("new.weights.h5", "all.h5"):
         hdf5_files.check(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "all.keras") as archive:
         hdf5_files.check(io.BytesIO(archive.read("model.weights.h5")))

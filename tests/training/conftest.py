@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from killed_runs import HALF, StopError
+from killed_runs import HALF, StopError, dying
 from tiny_tree import tiny_settings
 
 import train
@@ -17,16 +17,9 @@ from training import callbacks
 def half(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run; no test may change it."""
     place = tmp_path_factory.mktemp("half")
-    on_epoch_begin = callbacks.StopOnNaN.on_epoch_begin
-
-    def die(self, epoch, logs=None):
-        if epoch == 2:
-            raise StopError
-        on_epoch_begin(self, epoch, logs)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", die)
+        patch.setattr(callbacks.StopOnNaN, "on_epoch_begin", dying(callbacks.StopOnNaN.on_epoch_begin))
         with pytest.raises(StopError):
             train.main(tiny_settings(tree, *HALF, "train.run=half"))
     return place / "runs" / "half"

@@ -115,6 +115,16 @@ def test_what_evaluation_adds_is_read_back(saved, tmp_path):
     assert (about["decision"], about["familiar"]) == (DECISION, FAMILIAR)
 
 
+def test_a_checkpoint_of_an_earlier_version_has_the_settings_of_then(saved, tmp_path):
+    settings = json.loads(zipfile.ZipFile(saved[0]).read("breakhis.json"))["settings"]
+    del settings["train"]["select"]
+    for switch, kind in ((True, "both"), (False, "none")):
+        settings["data"]["upsample"] = switch
+        saying(saved, tmp_path / "best_model.keras", settings=settings)
+        read = checkpoint.load(tmp_path / "best_model.keras")[1]["settings"]
+        assert (read.train.select, read.data.upsample) == ("plain", kind)
+
+
 @pytest.mark.parametrize("more, words", [
     ({"decision": None}, "decision: input should be"),
     ({"decision": [0.5]}, "decision: input should be"),
@@ -213,6 +223,15 @@ def test_the_epoch_of_lowest_validation_loss_is_saved(tmp_path, monkeypatch):
         save_best.on_epoch_end(epoch, {"val_loss": loss})
     assert [(metadata["epoch"], metadata["val_loss"]) for metadata in saved] == [(0, 0.9), (1, 0.5), (4, 0.4)]
     assert saved[0]["split_sha256"] == "abc"
+
+
+def test_the_monitored_loss_chooses_the_epoch_and_both_are_on_record(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda network, path, metadata: saved.append(metadata))
+    save_best = callbacks.SaveBest(None, tmp_path / "best_model.keras", {}, "val_balanced_loss")
+    for epoch, (loss, balanced) in enumerate([(0.5, 0.9), (0.7, 0.8), (0.4, 0.85)]):
+        save_best.on_epoch_end(epoch, {"val_loss": loss, "val_balanced_loss": balanced})
+    assert saved[-1] == {"epoch": 1, "val_loss": 0.7, "val_balanced_loss": 0.8} and save_best.best == 0.8
 
 
 def test_arrays_that_do_not_fit_into_memory_are_damage(saved, monkeypatch):

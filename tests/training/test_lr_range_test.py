@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +8,7 @@ from tiny_tree import tiny_settings
 import config
 import model
 import train
+from devices import keras_stack
 from safety.errors import InputError
 from training import lr_range_test, phases
 
@@ -128,17 +130,43 @@ def test_a_loss_that_falls_nowhere_is_refused(losses):
         lr_range_test.propose(curve_of(losses))
 
 
+def test_the_points_of_a_sweep_take_up_where_the_one_before_ended():
+    """7 steps a point of 2 epochs of 5 batches; the stream begins anew after the last epoch."""
+
+    def train_from(epoch):
+        return tf.data.Dataset.range(epoch * 5, 10)
+
+    phase = phases.Phase(None, None, range(2), phases.Batches(train_from, 5, None, 1))
+    points = [lr_range_test._from_step(phase, 7 * point).take(7).as_numpy_iterator() for point in range(6)]
+    assert [int(batch) for point in points for batch in point] == [step % 10 for step in range(42)]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_each_head_of_a_sweep_starts_with_a_fresh_optimizer(settings, float32, policy):
+    """Under float16 the loss scale is not 0, which would stop the training without a word."""
+    keras.mixed_precision.set_global_policy(policy)
+    head = model.head(model.build(settings))
+    model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 64))
+    head.optimizer.build(head.trainable_variables)
+    variables = keras_stack.optimizer_variables(head.optimizer)
+    fresh = [variable.numpy() for variable in variables]
+    for variable in variables:
+        variable.assign(variable + 1)
+    lr_range_test._freshen(head, 0, fresh)
+    assert all(np.array_equal(variable.numpy(), value) for variable, value in zip(variables, fresh))
+
+
 @pytest.mark.parametrize("momentum, steps, expected", [(0.0, 200, 200), (0.9, 10, 220)])
 def test_a_sweep_is_as_long_as_a_run_or_as_the_momentum_needs(
     settings, small, float32, monkeypatch, momentum, steps, expected
 ):
     seen = []
 
-    def fit(self, *_, epochs, steps_per_epoch, **__):
-        seen.append(epochs * steps_per_epoch)
+    def fit(head, batches, distribute, first, options):
+        seen.append((options["epochs"] - first) * batches.steps)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FakeHead, "fit", fit)
+    monkeypatch.setattr(keras_stack, "fit", fit)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"momentum": momentum})})
     with pytest.raises(KeyboardInterrupt):
         lr_range_test.sweep(stopped_phase(model.head(model.build(settings)), steps), settings)

@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -53,14 +54,26 @@ def test_the_folder_holds_a_row_a_trial_and_what_is_next(place):
     assert not (place / "runs" / "tiny").exists()
 
 
+@pytest.mark.parametrize("seed, expected", [(0, 1), (2**32 - 2, 2**32 - 1), (2**32 - 1, 1)])
+def test_every_seed_of_the_settings_is_one_of_the_search(tmp_path, seed, expected):
+    settings = config.load_settings(None, [f"data.seed={seed}"])
+    oracle = tuner._tuner(20, tmp_path, tuner.Prepared(settings, "images", None, None, {})).oracle
+    for _ in range(20):
+        trial = oracle.create_trial("tuner0")
+        oracle.update_trial(trial.trial_id, {"val_loss": 1.0})
+        trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+    assert oracle.seed == expected
+
+
 def test_the_winner_run_by_train_gives_the_score_of_the_search(place, work):
     tried = pd.read_csv(place / "runs/tiny-tune/trials.csv")
-    best = tried.loc[tried.val_loss.idxmin()]
+    best, monitor = tried.loc[tried.val_loss.idxmin()], "val_balanced_loss"
     train.main(["--config", str(place / "runs/tiny-tune/best.yaml")])
     history = pd.read_csv(work / "runs/tiny-best/history.csv")
-    epoch = history.val_loss.idxmin()
+    epoch = history[monitor].idxmin()
     assert epoch == best.epoch and len(history) == best.epochs
-    assert history.val_loss[epoch] == pytest.approx(best.val_loss, abs=1e-6)
+    assert history[monitor][epoch] == pytest.approx(best.val_loss, abs=1e-6)
     assert history.val_auc[epoch] == pytest.approx(best.val_auc, abs=1e-6)
 
 
@@ -68,7 +81,7 @@ def test_poisoned_test_labels_and_images_change_nothing(place, tree, work, monke
     poisoned, seen = work / "breakhis", []
     shutil.copytree(tree, poisoned)
 
-    def split(table, settings):
+    def split(table, settings, *rest):
         table = inner(table, settings)
         test = table.set == "test"
         for number, path in enumerate(sorted(set(table.path[test]))):
@@ -186,6 +199,30 @@ def test_a_search_with_other_settings_is_not_mixed_in(prepared, folder, monkeypa
     with pytest.raises(InputError, match="tiny-tune holds a search with other settings"):
         tuner.search(2, folder, prepared._replace(settings=other), "")
     assert (folder / "trials.csv").read_text() == before
+
+
+def test_a_search_of_an_earlier_version_goes_on(prepared, folder, monkeypatch):
+    monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
+    old = tuner._changed(prepared.settings, train={"select": "plain"}, data={"upsample": True})
+    tuner.search(1, folder, prepared._replace(settings=old), "")
+    written = folder / "config.yaml"
+    written.write_text(written.read_text().replace("  select: plain\n", "").replace("upsample: both", "upsample: true"))
+    tuner.search(2, folder, prepared._replace(settings=old), "")
+    assert len(pd.read_csv(folder / "trials.csv")) == 2
+    with pytest.raises(InputError, match="holds a search with other settings"):
+        tuner.search(2, folder, prepared, "")
+
+
+@pytest.mark.parametrize("select, epoch, loss", [("balanced", 1, 0.2), ("plain", 0, 0.4)])
+def test_the_epoch_of_a_trial_is_the_one_that_a_run_keeps(prepared, monkeypatch, select, epoch, loss):
+    history = {"loss": [1, 1], "val_loss": [0.4, 0.5], "val_balanced_loss": [0.3, 0.2], "val_auc": [0.6, 0.7]}
+    monkeypatch.setattr(tuner.phases, "head_on_features", lambda *_: SimpleNamespace(rate=None))
+    monkeypatch.setattr(tuner.phases, "fit", lambda *_, **__: history)
+    monkeypatch.setattr(tuner.model, "compile_model", lambda *_: None)
+    head = SimpleNamespace(set_weights=lambda weights: None)
+    settings = tuner._changed(prepared.settings, train={"select": select})
+    scores = tuner.fit(prepared._replace(heads={settings.model.standardize: (head, [])}), settings)
+    assert (scores["epoch"], scores["val_loss"], scores["val_auc"]) == (epoch, loss, history["val_auc"][epoch])
 
 
 def test_other_images_begin_another_search(prepared, folder, monkeypatch):

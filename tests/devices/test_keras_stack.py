@@ -1,0 +1,159 @@
+"""Both stacks train, save and read alike. Each silent difference of Keras 3 has a test that is red without its cure."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_tree import tiny_settings
+
+import config
+import model
+from devices import keras_stack, strategy
+from features import feature_datasets
+from features.extraction import Features
+from safety.errors import InputError
+from training import phases, resume
+
+pytestmark = pytest.mark.usefixtures("float32")
+ADDONS_ONLY = pytest.mark.skipif(keras_stack.KERAS_3, reason="TensorFlow Addons is on the other stack")
+# Of the thesis: 12 epochs of 43,056 rows in batches of 64; half a cycle is 3 epochs of whole batches.
+STEPS, EPOCHS, HALF, LOW, HIGH = 673, 12, 3 * 672, 2e-4, 7e-3
+
+
+def our_rate():
+    return keras_stack.CyclicalLearningRate(LOW, HIGH, HALF, model.halve_each_cycle)
+
+
+def differing(steps):
+    import tensorflow_addons as tfa
+
+    theirs = tfa.optimizers.CyclicalLearningRate(LOW, HIGH, HALF, model.halve_each_cycle)
+    return [step for step in steps if our_rate()(step).numpy() != theirs(step).numpy()]
+
+
+@ADDONS_ONLY
+def test_the_schedule_is_that_of_addons_at_every_step_of_the_thesis():
+    assert differing(tf.range(STEPS * EPOCHS + 1, dtype=tf.int64)) == []
+
+
+@ADDONS_ONLY
+def test_the_schedule_is_that_of_addons_over_the_range_of_float32():
+    assert differing(np.concatenate([[0], np.geomspace(1, 3e38, 400)]).astype(np.float32)) == []
+
+
+def test_the_schedule_is_a_triangle_that_is_halved_each_cycle():
+    rates = [float(our_rate()(int(HALF * half))) for half in (0, 0.5, 1, 2, 3, 4, 5)]
+    height = HIGH - LOW
+    expected = [LOW, LOW + height / 2, HIGH, LOW, LOW + height / 2, LOW, LOW + height / 4]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_the_schedule_is_serialised():
+    config = keras.optimizers.schedules.serialize(our_rate())
+    again = keras.optimizers.schedules.deserialize(config)
+    assert [float(again(step)) for step in (0, 100, 5000)] == [float(our_rate()(step)) for step in (0, 100, 5000)]
+
+
+def features_of(rows, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % 2
+    array = rng.normal(size=(rows, 2048)).astype(np.float32) + labels[:, None].astype(np.float32) / 10
+    return Features(array, np.arange(rows)[:, None], labels)
+
+
+def fit_head(settings, name, first=0, epochs=3):
+    """History and steps of a head on 67 batches of training and 65 of validation."""
+    head = model.head(model.build(settings))
+    head = keras.Model(head.input, head.output, name=name)
+    phase = phases.head_on_features(head, features_of(67, 0), features_of(65, 1), settings)
+    model.compile_model(head, settings.train, phase.rate)
+    history = phases.fit(phase._replace(epochs=range(epochs)), [], first, verbose=0)
+    return history, int(head.optimizer.iterations), head.get_weights()
+
+
+def test_every_epoch_has_its_own_steps_however_many_run_in_one_go(tree):
+    """67 is a prime number, so that no number of steps in one go divides an epoch."""
+    settings = config.load_settings(None, tiny_settings(tree, "train.batch_size=1", "train.epochs=3"))
+    history, steps, weights = fit_head(settings, model.HEAD)
+    one_by_one, same_steps, same_weights = fit_head(settings, "one_by_one")
+    assert steps == same_steps == 3 * 67
+    assert history.keys() == one_by_one.keys()
+    for key, values in history.items():
+        np.testing.assert_allclose(values, one_by_one[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    for array, same in zip(weights, same_weights):
+        np.testing.assert_allclose(array, same, atol=1e-6)
+
+
+def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
+    settings = config.load_settings(None, tiny_settings(tree, "train.epochs=4"))
+    features = features_of(37, 0)
+    seen = []
+
+    class Watched(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1, "sigmoid")
+
+        def call(self, features):
+            return self.dense(features)
+
+        def train_step(self, data):
+            # The first feature names the row.
+            tf.numpy_function(lambda first: seen.extend(first) or np.int32(0), [data[0][:, 0]], tf.int32)
+            return super().train_step(data)
+
+    def epochs_from(first):
+        seen.clear()
+        watched = Watched()
+        watched(features.array[:1])
+        batches = keras_stack.Batches(
+            lambda epoch: feature_datasets.train_dataset(features, settings, epoch),
+            3, feature_datasets.eval_dataset(features, 16), 3,
+        )  # fmt: skip
+        watched.compile("sgd", "binary_crossentropy", steps_per_execution=64, jit_compile=False)
+        keras_stack.fit(watched, batches, strategy.distribute, first, {"epochs": 4, "callbacks": [], "verbose": 0})
+        return np.reshape(seen, (4 - first, 37)).tolist()
+
+    from_the_start = epochs_from(0)
+    assert all(sorted(epoch) == sorted(features.array[:, 0].tolist()) for epoch in from_the_start)
+    assert len({tuple(epoch) for epoch in from_the_start}) == 4
+    assert epochs_from(2) == from_the_start[2:]
+
+
+def test_xla_is_off_in_whatever_is_compiled(settings):
+    network = model.build(settings)
+    for trained in (network, model.head(network)):
+        model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, 64))
+        assert trained.jit_compile is False
+
+
+def test_the_loss_scale_of_float16_is_part_of_the_state():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    layers = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float32")])
+    layers.compile(keras.optimizers.SGD(), "mse")
+    layers.optimizer.build(layers.trainable_variables)
+    values = [float(np.max(variable.numpy())) for variable in resume._variables(layers)]
+    # The scale that Keras starts with.
+    assert 2.0**15 in values
+
+
+@pytest.mark.parametrize("overrides, environment, words", [
+    (["train.strategy=mirrored"], {}, "train.strategy=mirrored: several devices need the Addons stack"),
+    ([], {"TF_CONFIG": "{}"}, "TF_CONFIG: several devices need the Addons stack"),
+])  # fmt: skip
+def test_several_devices_are_refused_on_keras_3(tmp_path, monkeypatch, overrides, environment, words):
+    monkeypatch.setattr(keras_stack, "KERAS_3", True)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = config.load_settings(None, ["train.run=a", *overrides])
+    with pytest.raises(InputError, match=words) as refusal, strategy.scope(settings, tmp_path / "a"):
+        pytest.fail("several devices were taken")
+    assert "requirements.txt" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_with_several_gpus_keras_3_takes_the_first_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_stack, "KERAS_3", True)
+    monkeypatch.setattr(strategy.precision, "grow_memory", lambda: ["gpu 0", "gpu 1"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu 0", "gpu 1"])
+    with strategy.scope(config.load_settings(None, ["train.run=a"]), tmp_path / "a"):
+        assert strategy.describe() == ", the first of 2 GPUs alone"
