@@ -136,13 +136,12 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
     table, drawn, dropped = read_images(settings, plan)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
-    record = environment.collect(settings, table.assign(set="test"), network) | {
+    record = environment.describe(settings, network) | {
         "device": device,
         "data_sha256": audit.data_version(table),
         "dropped": dropped,
         "cross_validation": plan._asdict(),
     }
-    record.pop("leaks"), record.pop("split_sha256")
     cross_validation_files.open_folder(folder, settings, drawn, record)
     names = cross_validation_files.names(drawn)
     missing = [pair for pair in jobs.share(names, args.share) if not cross_validation_files.is_finished(folder, *pair)]

@@ -60,7 +60,9 @@ def intervals(
 def table(results: dict) -> pd.DataFrame:
     """A row per score: key, name, value, and low and high of headline, patient and image; NaN for no interval."""
     rows = []
-    for key, name in metrics.SCORES.items():
+    # A cross-validation tests all images there are, whose classes are not equal.
+    first = metrics.SPREAD[:1] if "cross_validation" in results else []
+    for key, name in {**{key: metrics.SCORES[key] for key in first}, **metrics.SCORES}.items():
         pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}
         ends = {f"{unit}_{end}": value for unit, pair in pairs.items() for end, value in zip(("low", "high"), pair)}
         rows.append({"key": key, "name": name, "value": results[key], **ends})

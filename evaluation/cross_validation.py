@@ -163,9 +163,9 @@ def spread(predictions: pd.DataFrame) -> dict:
     }
     found = {}
     for name, table in tables.items():
-        deviation = table[metrics.SPREAD].std() if len(table) > 1 else pd.Series(None, metrics.SPREAD, object)
+        deviation = table[metrics.SPREAD].std().to_dict() if len(table) > 1 else dict.fromkeys(metrics.SPREAD)
         found[f"by_{name}"] = table.to_dict("records")
-        found[f"over_{name}s"] = {"mean": table[metrics.SPREAD].mean().to_dict(), "deviation": deviation.to_dict()}
+        found[f"over_{name}s"] = {"mean": table[metrics.SPREAD].mean().to_dict(), "deviation": deviation}
     return found
 
 

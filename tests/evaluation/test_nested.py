@@ -187,7 +187,9 @@ def test_no_patient_validates_and_trains_under_the_official_folds(full_table):
 
 
 def test_what_papers_print_of_the_official_folds(table):
-    rows = pd.concat([table.assign(fold=fold, grp=["test", "train"] * (len(table) // 2)) for fold in range(1, 6)])
+    rows = pd.concat(
+        [table.assign(fold=fold, grp=["test", "train"] * (len(table) // 2)) for fold in range(1, 6)], ignore_index=True
+    )
     drawn = folds.official(rows)
     predictions = table.merge(drawn, on="filename").assign(probability=0.9, prediction="malignant", threshold=0.5)
     found = pd.DataFrame(cross_validation.published_figures(predictions, table, drawn)).set_index("magnification")
