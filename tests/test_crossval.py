@@ -10,7 +10,7 @@ from tiny_tree import tiny_settings
 import crossval
 import evaluate
 import predict
-from evaluation import figures, nested
+from evaluation import cross_validation, figures, nested
 from images import folds
 from safety.errors import InputError
 from training import checkpoint
@@ -186,9 +186,19 @@ def test_jobs_divide_a_share_and_leave_the_evaluation(tmp_path, monkeypatch):
 
 def test_the_published_folds_are_used_where_they_fit(full_table, monkeypatch):
     settings = crossval.config.load_settings()
-    plan = nested.Plan("patient", 5, 2, False, True, "0.5")
+    plan = nested.Plan(unit="patient", folds=5, repeats=2, official=False, published=True, rule="0.5")
     pd.testing.assert_frame_equal(
         crossval.draw_folds(full_table, settings, plan), folds.read_canonical(full_table, repeats=2)
     )
     other = full_table.assign(patient=full_table.patient.replace("14-22549", "14-1"))
     assert crossval.draw_folds(other, settings, plan).groupby("repeat").size().eq(7909).all()
+
+
+@pytest.mark.parametrize("record, message", [
+    ({}, "no environment of a cross-validation"),
+    ({"cross_validation": {"unit": "hospital"}}, "unit: "),
+    ({"cross_validation": 5}, "must be"),
+])  # fmt: skip
+def test_an_environment_without_a_plan_is_refused(record, message):
+    with pytest.raises(InputError, match=message):
+        cross_validation.plan_of(Path("runs/a"), record)
