@@ -331,9 +331,7 @@ def main(arguments: list[str]) -> None:
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("sample"), help="folder to write (default sample)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of patients and images (default 0)")
-    parser.add_argument(
-        "--images", type=int, default=3, help="images of each slide and magnification, 1 to 999 (default 3)"
-    )
+    parser.add_argument("--images", type=int, default=3, help="of each slide and magnification, 1 to 999 (default 3)")
     args = parser.parse(arguments)
     if args.seed < 0 or not 1 <= args.images <= 999:
         raise InputError(f"--seed: must be 0 or more, got {args.seed}; --images: must be 1 to 999, got {args.images}")
