@@ -162,6 +162,8 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
     if absent or args.folds_only:
         return
     with lock.exclusive(folder):
+        # All folds are finished, so no other process writes there.
+        atomic_files.remove_leftovers(folder / "folds")
         evaluation = cross_validation.evaluate(folder)
         if args.final:
             print(f"final model: {final_model.train(folder, prepared, evaluation)}")
