@@ -99,9 +99,16 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     if "TF_CONFIG" in os.environ and settings.train.strategy != "one":
         raise InputError("TF_CONFIG: a cross-validation is divided among hosts with --share; unset TF_CONFIG")
     published = unit == "patient" and args.folds == 5 and not (args.draw or args.official)
-    plan = Plan(unit, args.folds, args.repeats, args.official, published, decision.check_rule(args.threshold))
+    plan = Plan(
+        unit=unit,
+        folds=args.folds,
+        repeats=args.repeats,
+        official=args.official,
+        published=published,
+        rule=decision.check_rule(args.threshold),
+    )
     if not args.name:
-        digest = splits.digest(settings.to_yaml() + repr(plan))[:8]
+        digest = splits.digest(settings.to_yaml() + plan.model_dump_json())[:8]
         args.name = f"crossval-{settings.data.protocol}-{args.folds}x{args.repeats}-{digest}"
     return config.load_settings(args.config, [*args.overrides, f"train.run={args.name}"]), plan
 
@@ -136,13 +143,12 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
     table, drawn, dropped = read_images(settings, plan)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
-    record = environment.collect(settings, table.assign(set="test"), network) | {
+    record = environment.describe(settings, network) | {
         "device": device,
         "data_sha256": audit.data_version(table),
         "dropped": dropped,
-        "cross_validation": plan._asdict(),
+        "cross_validation": plan.model_dump(),
     }
-    record.pop("leaks"), record.pop("split_sha256")
     cross_validation_files.open_folder(folder, settings, drawn, record)
     names = cross_validation_files.names(drawn)
     missing = [pair for pair in jobs.share(names, args.share) if not cross_validation_files.is_finished(folder, *pair)]
@@ -156,6 +162,8 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
     if absent or args.folds_only:
         return
     with lock.exclusive(folder):
+        # All folds are finished, so no other process writes there.
+        atomic_files.remove_leftovers(folder / "folds")
         evaluation = cross_validation.evaluate(folder)
         if args.final:
             print(f"final model: {final_model.train(folder, prepared, evaluation)}")

@@ -45,22 +45,29 @@ def intervals(
         if predictions.groupby("label")[column].nunique().min() < 2:
             ends[unit] = {}
             continue
-        weights = resample(predictions[column], predictions.label, draws, seed)
-        # In parts, since the scores of one draw take some hundred bytes a row.
         parts = []
-        for part in np.array_split(weights, -(-weights.size // DRAWN_AT_ONCE)):
-            parts.append(weighted_scores(predictions, part))
+        for number, size in enumerate(_blocks(len(predictions), draws)):
+            # Each block has a stream of its own; the first is the one that a test set of a run needs alone.
+            weights = resample(predictions[column], predictions.label, size, [seed, number] if number else seed)
+            parts.append(weighted_scores(predictions, weights))
             if unit == "patient":
-                parts[-1] |= _weighted_patients(predictions, threshold, part)
+                parts[-1] |= _weighted_patients(predictions, threshold, weights)
         ends[unit] = {name: percentiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
     ends = {"headline": {**ends["patient"], **small_sample.intervals(predictions)}, **ends}
     return {name: {unit: pairs.get(name) for unit, pairs in ends.items()} for name in metrics.SCORES}
 
 
+def _blocks(rows: int, draws: int) -> list[int]:
+    """The numbers of draws that are computed at once: a draw takes some hundred bytes a row."""
+    return [len(block) for block in np.array_split(np.arange(draws), -(-rows * draws // DRAWN_AT_ONCE))]
+
+
 def table(results: dict) -> pd.DataFrame:
     """A row per score: key, name, value, and low and high of headline, patient and image; NaN for no interval."""
     rows = []
-    for key, name in metrics.SCORES.items():
+    # A cross-validation tests all images there are, whose classes are not equal.
+    first = metrics.SPREAD[:1] if "cross_validation" in results else []
+    for key, name in {**{key: metrics.SCORES[key] for key in first}, **metrics.SCORES}.items():
         pairs = {unit: pair or [np.nan, np.nan] for unit, pair in results["intervals"][key].items()}
         ends = {f"{unit}_{end}": value for unit, pair in pairs.items() for end, value in zip(("low", "high"), pair)}
         rows.append({"key": key, "name": name, "value": results[key], **ends})
@@ -73,14 +80,14 @@ def percentiles(values: np.ndarray) -> list[float]:
     return np.percentile(values, [tail, 100 - tail], axis=0).tolist()
 
 
-def resample(units: pd.Series, labels: pd.Series, draws: int, seed: int) -> np.ndarray:
+def resample(units: pd.Series, labels: pd.Series, draws: int, seed: int | list[int]) -> np.ndarray:
     """How often each row counts in each draw: units are drawn with replacement, each label separately.
 
     Args:
         units: (rows,), the patient or image of each row; all rows of a unit are drawn together.
         labels: (rows,), the label of each row.
         draws: their number.
-        seed: of the draws.
+        seed: of the draws, as NumPy takes it.
 
     Returns:
         (draws, rows), whole numbers.

@@ -86,8 +86,8 @@ def format_temperature(temperature: float) -> str:
 def describe_temperature(results: dict) -> str:
     """The temperature of metrics.json's `calibration` in words, and how it was found or why it was left at 1."""
     if "over_folds" in results:
-        mean, low, high = (format_temperature(value) for value in results["over_folds"])
-        return f"temperature {mean}, the mean over the folds ({low} to {high}), each fitted on inner folds alone"
+        mean, low, high = results["over_folds"]
+        return f"temperature {mean:.3f}, the mean over the folds ({low:.3f} to {high:.3f}), each from its inner folds"
     if results["temperature_fitted"]:
         return f"temperature {format_temperature(results['temperature'])}, fitted on the validation set alone"
     patients = " and ".join(f"{count} {label}" for label, count in results["validation_patients"].items())

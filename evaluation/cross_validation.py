@@ -68,10 +68,9 @@ def evaluate(folder: Path) -> Evaluation:
 
 def plan_of(folder: Path, record: dict) -> nested.Plan:
     """The plan of a cross-validation, from its environment.json; raises InputError where there is none."""
-    try:
-        return nested.Plan(**record["cross_validation"])
-    except (KeyError, TypeError):
-        raise InputError(f"{folder}/environment.json: no environment of a cross-validation") from None
+    if "cross_validation" not in record:
+        raise InputError(f"{folder}/environment.json: no environment of a cross-validation")
+    return config.validate(nested.Plan, record["cross_validation"])
 
 
 def describe_plan(plan: nested.Plan) -> str:
@@ -136,7 +135,7 @@ def measure(predictions: pd.DataFrame, results: list[dict], settings: config.Set
         },
         "malignant_share": {"valid": share, "test": share, "all": share},
         "cross_validation": {
-            **plan._asdict(),
+            **plan.model_dump(),
             **spread(predictions),
             "spread_note": SPREADS.format(units="patients" if plan.official else f"{plan.unit}s"),
             "choices": [{key: result[key] for key in ("repeat", "fold", "epochs", "decision")} for result in results],
@@ -163,9 +162,9 @@ def spread(predictions: pd.DataFrame) -> dict:
     }
     found = {}
     for name, table in tables.items():
-        deviation = table[metrics.SPREAD].std() if len(table) > 1 else pd.Series(None, metrics.SPREAD, object)
+        deviation = table[metrics.SPREAD].std().to_dict() if len(table) > 1 else dict.fromkeys(metrics.SPREAD)
         found[f"by_{name}"] = table.to_dict("records")
-        found[f"over_{name}s"] = {"mean": table[metrics.SPREAD].mean().to_dict(), "deviation": deviation.to_dict()}
+        found[f"over_{name}s"] = {"mean": table[metrics.SPREAD].mean().to_dict(), "deviation": deviation}
     return found
 
 

@@ -21,6 +21,7 @@ PER_GALLERY = 30
 PER_HEATMAP_PAGE = 12
 # Heat maps of 120 images of 224 pixels take 7 s on two cores, and drawing their pages as long again.
 MAX_WRONG_HEATMAPS = 120
+MAX_WRONG_CROSS_VALIDATED = 120
 CAPTION_NOTE = "in brackets: probability of malignant"
 
 
@@ -121,7 +122,8 @@ def subgroup_figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
         f"{group} {scores['accuracy']:.0%}" for groups in accuracy.values() for group, scores in groups.items()
     )
     yield ReportFigure("subgroups", "groups", figure, "Accuracy by magnification and subtype", alt)
-    figure = evaluation_plots.patients(metrics.by_patient(test, results["threshold"]))
+    threshold = test.threshold if "threshold" in test else results["threshold"]
+    figure = evaluation_plots.patients(metrics.by_patient(test, threshold))
     alt = f"Mean share of correct images {results['recognition_rate']:.1%}."
     yield ReportFigure("subgroups", "patients", figure, "Accuracy by patient", alt)
 
@@ -134,6 +136,9 @@ def galleries(evaluation: Evaluation, folder: Path) -> Iterator[ReportFigure]:
         folder: of the images, as `audit.image_folder` returns it.
     """
     test, wrong, half = evaluation.predictions, evaluation.misclassified, PER_GALLERY // 2
+    if "cross_validation" in evaluation.results:
+        # Of all images there are, several times each: their pages would be too many to look at.
+        wrong = wrong.drop_duplicates("filename").head(MAX_WRONG_CROSS_VALIDATED)
     first = test.groupby("label").head(half)
     yield _gallery("examples", "predictions", first, f"The first {half} test images of each class", folder)
     certainty = calibration.certainty(test.probability, evaluation.results["threshold"])

@@ -5,18 +5,20 @@ Cawley and Talbot, "On Over-fitting in Model Selection and Subsequent Selection 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, Field
 
+import config
 from evaluation import calibration
 from images import folds, splits
-from training import out_of_fold
+from training import decision, out_of_fold
 from training.out_of_fold import Prepared
 
 
-class Plan(NamedTuple):
+class Plan(config.Section):
     """How a cross-validation is done.
 
     Attributes:
@@ -28,12 +30,12 @@ class Plan(NamedTuple):
         rule: of the threshold, as in `calibration.choose_threshold`.
     """
 
-    unit: str
-    folds: int
-    repeats: int
+    unit: Literal["patient", "slide", "image"]
+    folds: int = Field(ge=2)
+    repeats: int = Field(ge=1)
     official: bool
     published: bool
-    rule: str
+    rule: Annotated[str, AfterValidator(decision.check_rule)]
 
 
 def parts(table: pd.DataFrame, drawn: pd.DataFrame, repeat: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,13 +96,13 @@ def choose(prepared: Prepared, train: np.ndarray, plan: Plan) -> dict:
         losses = _losses(rows, probabilities, prepared.settings.train.select)
         epochs += [int(np.argmin(losses[epochs[0] - 1 :]))]
     inner_predictions = rows.assign(probability=probabilities[sum(epochs) - 1])
-    decision = calibration.decide(inner_predictions, plan.rule)
+    choice = calibration.decide(inner_predictions, plan.rule)
     return {
         "epochs": epochs,
         "losses": losses.tolist(),
-        "decision": decision,
+        "decision": choice,
         "validation": calibration.measure(
-            rows.label == "malignant", inner_predictions.probability, decision["temperature"]
+            rows.label == "malignant", inner_predictions.probability, choice["temperature"]
         ),
     }
 

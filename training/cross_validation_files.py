@@ -107,7 +107,6 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
     changed += [f"{name} is" for name in ("config.yaml", FOLDS) if (folder / name).read_text() != files[name]]
     if changed:
         raise InputError(f"{folder}: {changed[0]} no longer what it was started with; give another NAME")
-    atomic_files.remove_leftovers(folder / "folds")
 
 
 def _rename(temporary: Path, folder: Path) -> bool:

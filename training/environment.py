@@ -47,15 +47,22 @@ def write_first_files(run: Path, settings: config.Settings, table: pd.DataFrame,
 def collect(settings: config.Settings, table: pd.DataFrame, network: keras.Model) -> dict:
     """What is needed to repeat the run on another machine, for environment.json; arguments as of the run."""
     return {
+        **describe(settings, network),
+        "split_sha256": splits.digest(splits.to_csv(table)),
+        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
+    }
+
+
+def describe(settings: config.Settings, network: keras.Model) -> dict:
+    """The part of `collect` that does not depend on a split."""
+    return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "seed": settings.data.seed,
         "settings": settings.model_dump(),
         "git_commit": git_commit(),
-        "split_sha256": splits.digest(splits.to_csv(table)),
         "weights_sha256": model.weights_hash(model.base_of(network)),
-        "leaks": leaks.measure(table, splits.training_rows(table, settings.data)),
         "notice": data.notice(settings.data.root),
     }
 

@@ -72,6 +72,18 @@ def test_the_same_seed_draws_the_same(images):
     assert bootstrap.intervals(images, 0.5, 1, 200) != bootstrap.intervals(images, 0.5, 2, 200)
 
 
+def test_many_rows_are_drawn_in_blocks_of_different_draws(images, monkeypatch):
+    whole = bootstrap.intervals(images, 0.5)
+    monkeypatch.setattr(bootstrap, "DRAWN_AT_ONCE", 250 * len(images))
+    assert bootstrap._blocks(len(images), 2000) == [250] * 8
+    in_blocks = bootstrap.intervals(images, 0.5)
+    assert in_blocks["accuracy"]["image"] == pytest.approx(whole["accuracy"]["image"], abs=0.02)
+    assert in_blocks["roc_auc"]["patient"] == pytest.approx(whole["roc_auc"]["patient"], abs=0.05)
+    # Equal draws in all blocks would repeat the first one.
+    few = bootstrap.intervals(images, 0.5, draws=250)
+    assert in_blocks["brier"]["image"] != few["brier"]["image"]
+
+
 def test_a_class_with_one_patient_has_no_interval_over_patients(images):
     rows = images[(images.label == "malignant") | (images.patient == "0")]
     intervals = bootstrap.intervals(rows, 0.5, draws=100)

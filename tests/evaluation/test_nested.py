@@ -13,13 +13,16 @@ from tiny_tree import REAL, fold_rows
 import config
 import data
 from evaluation import cross_validation, final_model, metrics, nested
-from evaluation.nested import Plan
 from images import folds, splits
 from training import out_of_fold
 from training.out_of_fold import Prepared
 
 UNITS = st.sampled_from(["patient", "slide", "image"])
 RULES = st.sampled_from(["0.5", "youden", "f1"])
+
+
+def plan_of(*values):
+    return nested.Plan(**dict(zip(nested.Plan.model_fields, values)))
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_every_image_is_predicted_once_a_repeat_and_no_unit_is_on_two_sides(unit
     # Two images of one class and of two units are twins.
     table["pixels"] = table.filename.where(table.index != 30, table.filename[0])
     heads = Heads(features_of(table), table.label_int.to_numpy())
-    plan = Plan(unit, count, repeats, False, False, rule)
+    plan = plan_of(unit, count, repeats, False, False, rule)
     results = run(table, heads, plan)
     tested = pd.DataFrame(
         [(result["repeat"], name) for result in results for name in result["filename"]], columns=["repeat", "name"]
@@ -85,7 +88,7 @@ def test_every_image_is_predicted_once_a_repeat_and_no_unit_is_on_two_sides(unit
 def test_poisoned_test_labels_and_pixels_change_nothing_that_was_chosen(unit, rule, poisoned):
     names = fold_rows(images=2).filename.str.rsplit("/", n=1).str[-1].drop_duplicates()
     table = data.describe(names).reset_index(drop=True).assign(pixels=lambda rows: rows.filename)
-    plan, features, labels = Plan(unit, 3, 1, False, False, rule), features_of(table), table.label_int.to_numpy()
+    plan, features, labels = plan_of(unit, 3, 1, False, False, rule), features_of(table), table.label_int.to_numpy()
     drawn = folds.draw(table, unit, 3)
     expected = run(table, Heads(features, labels), plan, drawn)
     of_fold = (table.filename.map(drawn.set_index("filename").fold) == poisoned).to_numpy()
@@ -112,7 +115,7 @@ def test_pooled_scores_are_those_of_an_independent_loop_of_scikit_learn():
         table, features = data.describe(pd.Series(real["filename"])), real["features"][:, :64].astype(float)
     table["pixels"] = table.filename
     drawn, labels = folds.draw(table, "patient", 5), table.label_int.to_numpy()
-    results = run(table, Heads(features, labels), Plan("patient", 5, 1, False, False, "0.5"), drawn)
+    results = run(table, Heads(features, labels), plan_of("patient", 5, 1, False, False, "0.5"), drawn)
     predictions = cross_validation.collect(results)
 
     fold = table.filename.map(drawn.set_index("filename").fold).to_numpy()
@@ -143,7 +146,7 @@ def test_fine_tuning_starts_in_every_fold_from_the_epoch_of_the_head_that_was_ch
     monkeypatch.setattr(out_of_fold, "fit", heads)
     prepared = prepared_with(table, "model.trainable_from=conv5_block3", "train.fine_tune_epochs=2")
     drawn = folds.draw(table, "patient", 3)
-    result = nested.run_fold(prepared, drawn, 1, 1, Plan("patient", 3, 1, False, False, "0.5"))
+    result = nested.run_fold(prepared, drawn, 1, 1, plan_of("patient", 3, 1, False, False, "0.5"))
     head, tuned = result["epochs"]
     assert [call[2] for call in heads.calls] == [[4]] * 3 + [[head, 2]] * 3 + [[head, tuned]]
     assert 0 <= tuned <= 2
@@ -168,7 +171,7 @@ def test_no_patient_validates_and_trains_under_the_official_folds(full_table):
     table = full_table.drop_duplicates("filename").reset_index(drop=True)
     # Slide 13412 has images of equal pixels under two names, on both sides of some folds.
     table["pixels"] = table.filename.str.replace("_DC-14-13412", "_LC-14-13412", regex=False)
-    plan, official = Plan("patient", 5, 1, True, False, "0.5"), full_table.set_index(["fold", "filename"]).grp
+    plan, official = plan_of("patient", 5, 1, True, False, "0.5"), full_table.set_index(["fold", "filename"]).grp
     for fold in range(1, 6):
         train, test = nested.parts(table, drawn, fold, fold)
         assert (
@@ -187,7 +190,9 @@ def test_no_patient_validates_and_trains_under_the_official_folds(full_table):
 
 
 def test_what_papers_print_of_the_official_folds(table):
-    rows = pd.concat([table.assign(fold=fold, grp=["test", "train"] * (len(table) // 2)) for fold in range(1, 6)])
+    rows = pd.concat(
+        [table.assign(fold=fold, grp=["test", "train"] * (len(table) // 2)) for fold in range(1, 6)], ignore_index=True
+    )
     drawn = folds.official(rows)
     predictions = table.merge(drawn, on="filename").assign(probability=0.9, prediction="malignant", threshold=0.5)
     found = pd.DataFrame(cross_validation.published_figures(predictions, table, drawn)).set_index("magnification")
