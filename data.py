@@ -64,7 +64,7 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing, is not a CSV or lacks a column; or a row is wrong or contradicts another.
     """
-    rows, given = folds_csv.read(Path(path))
+    rows, given, note = folds_csv.read(Path(path))
 
     def check(valid: pd.Series, rule: str, column: str = "filename") -> None:
         if not valid.all():
@@ -87,6 +87,9 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
     check(groups == 1, "an image must be train or test in a fold, not both")
     check(~table.duplicated(["filename", "fold"]), "an image must have one row in a fold, not two")
+    # After the checks, so that a refusal is one line.
+    if note:
+        print(note, file=sys.stderr)
     return table[ORDER].sort_values(["filename", "fold"], kind="stable", ignore_index=True)
 
 

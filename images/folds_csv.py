@@ -1,8 +1,7 @@
-"""Folds.csv as other programs may have saved it: what is unambiguous is normalised, and printed once."""
+"""Folds.csv as other programs may have saved it: what is unambiguous is normalised, and noted."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,15 +38,15 @@ STEPS = [
 ]
 
 
-def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Reads Folds.csv; its values are not checked.
 
     Args:
         path: CSV with the columns fold, mag, grp, filename, separated by commas, semicolons, tabs or bars.
 
     Returns:
-        The rows with COLUMNS as normalised texts, and the same as the file has them. The index is the row's line in the
-        file, from 1; blank lines count.
+        The rows with COLUMNS as normalised texts, the same as the file has them, and a note on what was normalised,
+        empty for nothing. The index is the row's line in the file, from 1; blank lines count.
 
     Raises:
         InputError: the file is missing, is not a CSV, has no rows, or lacks a column or has it twice.
@@ -70,11 +69,8 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     changes += ["blanks or capitals in the header"] if not set(COLUMNS) <= set(given.columns) else []
     given = given.set_axis(names, axis=1)[COLUMNS]
     rows, counts = _normalise(given)
-    if changes + counts:
-        print(
-            f"{limits.printable(str(path))}: read with other notation: {', '.join(changes + counts)}", file=sys.stderr
-        )
-    return rows, given
+    note = f"{limits.printable(str(path))}: read although its notation differs: {', '.join(changes + counts)}"
+    return rows, given, note if changes + counts else ""
 
 
 def _normalise(given: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
