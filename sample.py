@@ -85,10 +85,8 @@ class Slide(NamedTuple):
     def path(self, mag: int, seq: int) -> str:
         kind = f"SOB_{self.subtype.label[0].upper()}_{self.subtype.code}"
         name = f"{self.year}-{self.patient}{self.letters}"
-        return (
-            f"BreaKHis_v1/histology_slides/breast/{self.subtype.label}/SOB/{self.subtype.folder}/"
-            f"{kind}_{name}/{mag}X/{kind}-{name}-{mag}-{seq:03d}.png"
-        )
+        place = f"{self.subtype.label}/SOB/{self.subtype.folder}/{kind}_{name}/{mag}X"
+        return f"BreaKHis_v1/histology_slides/breast/{place}/{kind}-{name}-{mag}-{seq:03d}.png"
 
 
 def all_slides() -> list[Slide]:
@@ -319,8 +317,11 @@ def write(folder: Path, seed: int, images: int, marker: str) -> None:
     with naming(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         root = Path(temporary) / folder.name
         root.mkdir()
-        with ProcessPoolExecutor() as pool:
+        pool = ProcessPoolExecutor()
+        try:
             list(tqdm(pool.map(partial(save, root, seed), jobs, chunksize=4), "drawing", len(jobs), unit="img"))
+        finally:
+            pool.shutdown(cancel_futures=True)
         (root / "Folds.csv").write_text(table(slides, jobs, seed))
         (root / MARKER).write_text(marker)
         root.rename(folder)
@@ -337,10 +338,9 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--seed: must be 0 or more, got {args.seed}; --images: must be 1 to 999, got {args.images}")
     marker = f"{NOTICE}\npython sample.py --seed {args.seed} --images {args.images}, version {VERSION}\n"
     print(NOTICE)
-    existing = args.folder / MARKER
     if not args.folder.exists():
         write(args.folder, args.seed, args.images, marker)
-    elif not (existing.is_file() and existing.read_text() == marker):
+    elif not ((args.folder / MARKER).is_file() and (args.folder / MARKER).read_text() == marker):
         raise InputError(f"{args.folder}: exists and is not this sample; delete it or name another folder")
     print(f"synthetic sample: {args.folder}")
 

@@ -128,11 +128,15 @@ def fit(
             validation_steps=batches.valid_steps,
             **options,
         ).history
+    if options["verbose"] == "auto" and trained.steps_per_execution > 1:
+        # A line an epoch: the bar of Keras 3 counts in calls from Python and runs past its end.
+        options = {**options, "verbose": 2}
     train, count_epochs = _epoch_by_epoch(batches)
     return trained.fit(
         train,
         initial_epoch=first,
         validation_data=batches.valid,
+        shuffle=False,
         **{**options, "callbacks": [count_epochs, *options["callbacks"]]},
     ).history
 

@@ -35,6 +35,8 @@ from devices import strategy
 from features import store
 from features.store import Store
 from images import audit, decoding, warp
+from safety import atomic_files
+from safety.errors import InputError
 
 # Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
 BATCH = 32
@@ -132,7 +134,7 @@ def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, au
         The features, with one view a row unless augmented.
 
     Raises:
-        InputError: the limit of the cache or the disk is too small.
+        InputError: the limit of the cache or the disk is too small, or features are missing in a read-only cache.
     """
     views = settings.augment.views if augmented else 1
     size = settings.data.image_size
@@ -177,9 +179,9 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, so that two runs never compute the same features: the second waits for the first.
 
-    Of the workers of a run the first holds it for all.
+    Of the workers of a run the first holds it for all. In a cache that is read-only nobody computes any.
     """
-    if strategy.worker()[0] > 0:
+    if strategy.worker()[0] > 0 or not atomic_files.can_write(folder):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,6 +207,13 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
         f"features of {len(passes)} {what}: {len(passes) - len(todo)} in the cache, {len(todo)} passes to do",
         flush=True,
     )
+    if not atomic_files.can_write(features.folder):
+        if todo:
+            raise InputError(
+                f"{store.CACHE}/: must be writable for {len(todo)} features that are not in it, but is read-only; "
+                "train.features=end_to_end trains without it"
+            )
+        return
     for folder in (features.folder, images.folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "used").touch()

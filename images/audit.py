@@ -167,8 +167,10 @@ def inspect(paths: np.ndarray, folder: Path, cache: Path) -> pd.DataFrame:
         findings = pd.DataFrame(list(tqdm(rows, "checking images", len(new), unit="img", delay=5)), columns=COLUMNS)
     # Unusable images are not cached: they may be mended, or the error was one of the disk.
     parts = [part for part in (cached[~cached.path.isin(new)], findings[findings.error == ""]) if len(part)]
-    if parts:
+    if parts and atomic_files.can_write(cache):
         atomic_files.write_text(cache, pd.concat(parts).to_csv(index=False))
+    elif parts:
+        print(f"{cache}: cannot be written, so these images will be checked again next time", file=sys.stderr)
     return (pd.concat([unchanged, findings]) if len(unchanged) else findings).sort_values("path", ignore_index=True)
 
 

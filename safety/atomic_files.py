@@ -43,6 +43,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def can_write(path: Path) -> bool:
+    """Whether a file or folder can be made at `path`, or changed in it if it is a folder; nothing is tried."""
+    there = next(place for place in (path, *Path(os.path.abspath(path)).parents) if place.is_dir())
+    return os.access(there, os.W_OK | os.X_OK)
+
+
 def _sync(folder: Path) -> None:
     """Writes the folder itself to disk; otherwise a power cut could undo the renaming of a file in it."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -189,6 +189,8 @@ def test_in_the_balanced_loss_both_classes_count_equally(share):
     rng = np.random.RandomState(0)
     labels, probability = (rng.rand(101, 1) < share).astype(np.float32), rng.uniform(0.01, 0.99, (101, 1))
     metric = model.BalancedLoss()
+    metric.update_state(np.ones((3, 1), np.float32), tf.fill((3, 1), 0.2))
+    metric.reset_state()
     for start in range(0, 101, 16):
         metric.update_state(labels[start : start + 16], tf.constant(probability[start : start + 16], tf.float32))
     losses = -np.log(np.where(labels == 1, probability, 1 - probability))

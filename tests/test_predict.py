@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from memory import in_use
 from PIL import Image
+from tqdm import tqdm
 
 import model
 import predict
@@ -102,6 +104,27 @@ def test_more_images_than_a_batch_keep_their_own_rows(loaded, tmp_path):
     assert table.file.tolist() == paths and table.index.tolist() == list(range(40))
     again = predict.predict(network, about, paths[::-1])
     np.testing.assert_allclose(again.probability[::-1], table.probability, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_memory_stays_flat_over_many_files_and_a_bar_counts_them(
+    loaded, tmp_path, monkeypatch, capsys, record_property, count
+):
+    network, about = loaded
+    saved(tmp_path / "0.png", colors(40, 50))
+    for number in range(1, count):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    used, judge = [], predict.judge
+    monkeypatch.setattr(predict, "judge", lambda *arguments: used.append(in_use()) or judge(*arguments))
+    monkeypatch.setattr(predict, "tqdm", lambda *arguments, **options: tqdm(*arguments, **{**options, "delay": 0}))
+    table = predict.predict(network, about, external_images.find([str(tmp_path)]))
+    assert len(table) == count and f"{count}/{count}" in capsys.readouterr().err
+    record_property(
+        "outcomes",
+        f"predict.py: {count} files, MiB in use at a quarter {used[len(used) // 4]:.1f}, at the end {used[-1]:.1f}",
+    )
+    # A thousand images alone, kept by mistake, would take 12 MiB.
+    assert max(used[len(used) // 4 :]) - used[len(used) // 4] < 4 * count / 1000
 
 
 def test_wrong_arguments_are_refused_before_the_checkpoint_is_read(run, folder, tmp_path):

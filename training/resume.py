@@ -180,19 +180,23 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
 def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
     """The settings that are not those of the run's record: name -> [old value, new value].
 
-    An older run has no record but its config.yaml, and an older record lacks newer settings, which had the values of
-    that time.
+    An older run has no record but its config.yaml, and an older record lacks newer settings or names their values
+    otherwise.
     """
-    recorded = (
-        environment.read(run).get("settings") or config.load_settings(run / "config.yaml", of_run=True).model_dump()
-    )
-    defaults, current = config.load_settings(of_run=True).model_dump(), settings.model_dump()
-    changes = {}
-    for section, key in (name.split(".") for name in config.setting_names()):
-        old, new = recorded.get(section, {}).get(key, defaults[section][key]), current[section][key]
-        if old != new:
-            changes[f"{section}.{key}"] = [old, new]
-    return changes
+    recorded = environment.read(run).get("settings")
+    if recorded:
+        earlier = config.load_settings(of_run=True).model_dump().items()
+        merged = {section: {**keys, **recorded.get(section, {})} for section, keys in earlier}
+        started_with = config.validate(config.Settings, merged).model_dump()
+    else:
+        started_with = config.load_settings(run / "config.yaml", of_run=True).model_dump()
+    current = settings.model_dump()
+    return {
+        f"{section}.{key}": [old, current[section][key]]
+        for section, keys in started_with.items()
+        for key, old in keys.items()
+        if old != current[section][key]
+    }
 
 
 def _check_epochs(run: Path, settings: config.Settings, changes: dict[str, list]) -> None:

@@ -1,5 +1,8 @@
 """Both stacks train, save and read alike. Each silent difference of Keras 3 has a test that is red without its cure."""
 
+import re
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -61,13 +64,13 @@ def features_of(rows, seed):
     return Features(array, np.arange(rows)[:, None], labels)
 
 
-def fit_head(settings, name, first=0, epochs=3):
+def fit_head(settings, name, verbose=0):
     """History and steps of a head on 67 batches of training and 65 of validation."""
     head = model.head(model.build(settings))
     head = keras.Model(head.input, head.output, name=name)
     phase = phases.head_on_features(head, features_of(67, 0), features_of(65, 1), settings)
     model.compile_model(head, settings.train, phase.rate)
-    history = phases.fit(phase._replace(epochs=range(epochs)), [], first, verbose=0)
+    history = phases.fit(phase, [], verbose=verbose)
     return history, int(head.optimizer.iterations), head.get_weights()
 
 
@@ -82,6 +85,13 @@ def test_every_epoch_has_its_own_steps_however_many_run_in_one_go(tree):
         np.testing.assert_allclose(values, one_by_one[key], rtol=1e-5, atol=1e-6, err_msg=key)
     for array, same in zip(weights, same_weights):
         np.testing.assert_allclose(array, same, atol=1e-6)
+
+
+def test_what_is_printed_of_an_epoch_counts_its_own_steps(tree, capsys):
+    settings = config.load_settings(None, tiny_settings(tree, "train.batch_size=1", "train.epochs=1"))
+    fit_head(settings, model.HEAD, verbose="auto")
+    printed = re.findall(r"(\d+)/67", capsys.readouterr().out)
+    assert printed and max(map(int, printed)) == 67
 
 
 def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
@@ -120,8 +130,10 @@ def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
     assert epochs_from(2) == from_the_start[2:]
 
 
-def test_xla_is_off_in_whatever_is_compiled(settings):
+def test_xla_is_off_in_whatever_is_compiled(settings, monkeypatch):
+    """On a machine with a GPU, where Keras 3 would choose it."""
     network = model.build(settings)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [SimpleNamespace(device_type="GPU")])
     for trained in (network, model.head(network)):
         model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, 64))
         assert trained.jit_compile is False

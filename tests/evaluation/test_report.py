@@ -72,6 +72,22 @@ def test_the_browser_test_sees_what_is_wrong(tmp_path):
     assert found["wide"] > 390 and found["loaded"] == 0 and found["unnamed"] == 1 and found["scripts"] == 1 and console
 
 
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: the report is not looked at in a browser")
+def test_markup_in_names_does_nothing_in_a_browser(copy, tmp_path, without_figures):
+    """Names of a run's folder, a split and a version that would run code, print to the console or load a file."""
+    evil = "<img src=x onerror=console.error(1)><svg onload=console.error(2)>"
+    environment = json.loads((copy / "environment.json").read_text())
+    versions = {"versions": {evil: evil}, "resumed": [{"at": evil, "changed": {evil: [1, evil]}}, evil]}
+    (copy / "environment.json").write_text(json.dumps({**environment, **versions}))
+    shutil.copy(copy / "split.csv", tmp_path / f"{evil}.csv")
+    copy.rename(copy.with_name(evil))
+    evaluate.main([f"runs/{evil}", "--split", f"{evil}.csv"])
+    (page,) = (tmp_path / "runs" / evil).glob("evaluation-*/report.html")
+    assert page.read_text().count("&lt;svg onload=console.error(2)&gt;") >= 6
+    found, console = in_browser(page, tmp_path)
+    assert console == [] and found["scripts"] == found["foreign"] == found["images"] == 0
+
+
 def test_the_report_is_one_file_with_everything_in_it(run):
     text = (run / "evaluation" / "report.html").read_text()
     for words in ("Research only", "Model card", "Split and leaks", "prefers-color-scheme: dark", "@media print",

@@ -1,16 +1,19 @@
 """Malformed and hostile inputs: each ends within seconds, in success or in one of our errors, and writes nothing."""
 
 import contextlib
+import functools
 import io
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections import Counter
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +24,7 @@ from tiny_tree import fold_rows
 
 import config
 import data
+import model
 from images import audit, decoding, external_images, splits
 from safety import command_line
 
@@ -129,6 +133,42 @@ def png_content() -> st.SearchStrategy:
     return st.one_of(st.binary(max_size=100), made, inserted, spliced(valid.getvalue(), [bytes(4), b"\xff" * 4]))
 
 
+@functools.lru_cache
+def small_base():
+    layers = [keras.layers.Conv2D(2, 1, name="conv"), keras.layers.BatchNormalization(name="bn")]
+    return keras.Sequential([keras.Input((4, 4, 3)), *layers])
+
+
+def weights_content() -> st.SearchStrategy:
+    with tempfile.TemporaryDirectory() as place:
+        small_base().save_weights(f"{place}/a.h5")
+        valid = Path(place, "a.h5").read_bytes()
+    pieces = [bytes(8), b"\xff" * 8, b"TREE", b"SNOD", b"HEAP", b"OHDR", b"conv", b"kernel:0", b"\x89HDF"]
+    return st.one_of(st.binary(max_size=100), spliced(valid, pieces), overwritten(valid, pieces))
+
+
+def overwritten(valid: bytes, pieces: list[bytes]) -> st.SearchStrategy:
+    """The valid content with up to three places overwritten, so that all after them keep their addresses."""
+    used = [place for place in range(len(valid)) if valid[place]]
+    cuts = st.lists(
+        st.tuples(st.sampled_from(used), st.one_of(st.sampled_from(pieces), st.binary(min_size=1, max_size=8))),
+        min_size=1,
+        max_size=3,
+    )
+
+    def apply(cuts: list) -> bytes:
+        content = valid
+        for start, new in cuts:
+            content = content[:start] + new + content[start + len(new) :]
+        return content
+
+    return cuts.map(apply)
+
+
+def read_weights(path):
+    model._load_base(small_base(), str(path))
+
+
 def read_folds(path):
     splits.split(data.read_folds(path), config.load_settings().data.model_copy(update={"test_per_class": 1}))
 
@@ -148,6 +188,7 @@ TARGETS = {
     "Folds.csv": (folds_content, read_folds, 8000),
     "config.yaml": (settings_content, read_settings, 4000),
     "PNG": (png_content, read_image, 12000),
+    "weights.h5": (weights_content, read_weights, 4000),
 }
 
 
@@ -156,7 +197,7 @@ TARGETS = {
 def test_random_content_is_read_or_refused_and_writes_nothing(name, long, tmp_path, monkeypatch, record_property):
     contents, read, count = TARGETS[name]
     monkeypatch.chdir(tmp_path)
-    path, outcomes = tmp_path / "input", Counter()
+    path, outcomes = tmp_path / f"input{Path(name).suffix}", Counter()
 
     @settings(
         max_examples=count if long else 120,

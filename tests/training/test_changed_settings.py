@@ -10,7 +10,7 @@ from tiny_tree import tiny_settings
 
 import train
 from safety.errors import InputError
-from training import checkpoint, environment
+from training import checkpoint, environment, resume
 
 
 def edit(run, old, new):
@@ -52,6 +52,20 @@ def test_a_run_without_a_record_of_its_settings_is_resumed_and_gets_one(stopped)
     without_record(stopped)
     train.main(["--resume", "runs/half"])
     assert environment.read(stopped)["settings"]["train"]["epochs"] == 4
+
+
+def test_a_record_in_the_words_of_an_earlier_version_is_no_change(stopped):
+    content = environment.read(stopped)
+    assert content["settings"]["data"]["upsample"] == "minority"
+    content["settings"]["data"]["upsample"] = "both"
+    (stopped / "environment.json").write_text(json.dumps(content))
+    edit(stopped, "upsample: minority", "upsample: true")
+    assert resume.settings_of(stopped, None, []).data.upsample == "both"
+    content["settings"]["data"]["upsample"] = True
+    del content["settings"]["train"]["select"]
+    (stopped / "environment.json").write_text(json.dumps(content))
+    edit(stopped, "  select: balanced\n", "")
+    assert resume.settings_of(stopped, None, []).train.select == "plain"
 
 
 @pytest.fixture(scope="module")
