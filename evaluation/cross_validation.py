@@ -68,7 +68,7 @@ def evaluate(folder: Path) -> Evaluation:
 
 def plan_of(folder: Path, record: dict) -> nested.Plan:
     """The plan of a cross-validation, from its environment.json; raises InputError where there is none."""
-    if "cross_validation" not in record:
+    if not isinstance(record.get("cross_validation"), dict):
         raise InputError(f"{folder}/environment.json: no environment of a cross-validation")
     return config.validate(nested.Plan, record["cross_validation"])
 
