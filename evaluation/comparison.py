@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -172,7 +172,7 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
             {
                 "first": csv_files.spreadsheet_safe(first_run.name),
                 "second": csv_files.spreadsheet_safe(second_run.name),
-                **_paired(first)(first.predictions, second.predictions),
+                **_paired(first, second),
             }
             for runs in same_images.values()
             for (first_run, first), (second_run, second) in itertools.combinations(runs, 2)
@@ -181,8 +181,11 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     )
 
 
-def _paired(evaluation: Evaluation) -> Callable:
-    return paired_folds.paired if "cross_validation" in evaluation.results else bootstrap.paired
+def _paired(first: Evaluation, second: Evaluation) -> dict:
+    if "cross_validation" in first.results:
+        images = first.results["cross_validation"]["images"]
+        return paired_folds.paired(first.predictions, second.predictions, images)
+    return bootstrap.paired(first.predictions, second.predictions)
 
 
 def summarize_seeds(runs: pd.DataFrame, configuration: list[str]) -> pd.DataFrame:
