@@ -80,8 +80,10 @@ def _different_data(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
 
 def _different_threshold_rules(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
     rules = dict.fromkeys(evaluation.results["threshold_rule"] for evaluation in evaluations.values())
+    crossed = any("cross_validation" in evaluation.results for evaluation in evaluations.values())
+    advice = "give crossval.py the same --threshold" if crossed else "--threshold sets one rule for all runs"
     if len(rules) > 1:
-        yield f"The threshold rules differ: {', '.join(rules)}; --threshold sets one rule for all runs."
+        yield f"The threshold rules differ: {', '.join(rules)}; {advice}."
 
 
 def _equal_seeds(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> Iterator[str]:

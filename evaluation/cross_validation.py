@@ -1,4 +1,8 @@
-"""The evaluation of a cross-validation: every image is predicted once a repeat by a head that never saw its unit."""
+"""The evaluation of a cross-validation: every image is predicted once a repeat by a head trained without its fold.
+
+Folds that are drawn hold whole units. An official fold is a repeat of its own, predicts its test images alone, and can
+have a patient on both sides.
+"""
 
 from __future__ import annotations
 
@@ -254,18 +258,20 @@ def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
         drawn: the tested images: filename, repeat, fold.
     """
     known = table if "pixels" in table else table.assign(pixels=table.filename)
-    sizes, shares = [], []
+    sizes, shares, slides = [], [], set()
     for repeat, fold in cross_validation_files.names(drawn):
         train, test = nested.parts(known, drawn, repeat, fold)
         sets = pd.concat([table.iloc[train].assign(set="train"), table.iloc[test].assign(set="test")])
-        shares.append(leaks.measure(sets)["shared"])
+        measured = leaks.measure(sets)
+        shares.append(measured["shared"])
+        slides.update(measured["both_sides"])
         sizes.append(len(test))
     mean = {key: float(np.average([each[key] for each in shares], weights=sizes)) for key in shares[0]}
     return {
         "shared": mean,
-        "shared_with_validation": dict.fromkeys(mean, 0.0),
-        "validation_shared": dict.fromkeys(mean, 0.0),
-        "both_sides": [],
+        # The inner folds validate on the whole training part.
+        "shared_with_validation": mean,
+        "both_sides": sorted(slides),
         "sets": {},
         "validation_patients": {},
     }
