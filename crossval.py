@@ -44,7 +44,9 @@ UNITS = ["patient", "slide", "image"]
 def main(arguments: list[str]) -> None:
     """Trains and tests the missing folds of this share, then evaluates all folds if none is missing."""
     parser = command_line.CommandLine(__doc__)
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the folder under runs/ [from the settings]")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="the folder under runs/ [crossval-PROTOCOL-FOLDSxREPEATS-HASH]"
+    )
     parser.add_argument("--folds", type=int, default=5, help="outer folds, and inner ones where the units suffice [5]")
     parser.add_argument("--repeats", type=int, default=1, help="how often the folds are drawn anew [1]")
     parser.add_argument("--official", action="store_true", help="test the five official folds instead")
@@ -80,6 +82,8 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     """
     if any(text.startswith("train.run=") for text in args.overrides):
         raise InputError("train.run is set by the cross-validation; give its NAME instead")
+    if args.official and any(text.startswith("data.protocol=") for text in args.overrides):
+        raise InputError("data.protocol: --official sets it to fold; leave it out, or leave out --official")
     if args.official:
         args.overrides.append("data.protocol=fold")
         args.folds, args.repeats = 5, 1
@@ -139,8 +143,10 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
 
 def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: argparse.Namespace) -> None:
     """Trains and tests the missing folds of this share, then evaluates all if none is missing."""
-    settings = cross_validation_files.with_known_precision(folder, precision.with_precision(settings))
-    table, drawn, dropped = read_images(settings, plan)
+    settings = precision.with_precision(cross_validation_files.with_known_precision(folder, settings))
+    rows = read_rows(settings)
+    plan = with_folds_found(plan, rows)
+    table, drawn, dropped = read_images(rows, settings, plan)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
     network = model.build(settings)
     record = environment.describe(settings, network) | {
@@ -169,11 +175,19 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
             print(f"final model: {final_model.train(folder, prepared, evaluation)}")
 
 
-def read_images(settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
-    """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
+def read_rows(settings: config.Settings) -> pd.DataFrame:
+    """The rows of `data.read_table` of `data.magnification`, a row an image and official fold."""
     rows = data.read_table(settings.data)
-    # Each image once, whatever the protocol; the official folds have a row an image and fold.
-    rows = rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
+    return rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
+
+
+def with_folds_found(plan: Plan, rows: pd.DataFrame) -> Plan:
+    """The plan, whose folds are drawn where the published ones lack a patient of the rows."""
+    return plan.model_copy(update={"published": plan.published and folds.is_published(rows)})
+
+
+def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+    """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
     audit.image_folder(settings.data.root)
     draw_folds(rows, settings, plan)
     table, dropped = audit.usable_rows(rows.drop_duplicates("filename").reset_index(drop=True), settings.data)
@@ -185,7 +199,7 @@ def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.
     """The tested images: filename, repeat, fold."""
     if plan.official:
         return folds.official(rows)
-    if plan.published and folds.is_published(rows):
+    if plan.published:
         return folds.read_canonical(rows, plan.repeats)
     return folds.draw(rows, plan.unit, plan.folds, plan.repeats, settings.data.seed)
 

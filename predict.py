@@ -198,9 +198,13 @@ def print_notes(about: dict, table: pd.DataFrame, skipped: list[Path]) -> None:
 def _evidence(scores: dict) -> str:
     """What is known of a model that is trained on all images, which no test set is left for."""
     value, low, high = scores["balanced_accuracy"]
+    if low is None or high is None:
+        interval = "no interval: a class has a single patient"
+    else:
+        interval = f"{low:.3f} to {high:.3f}, 95 % over {scores['patients']} patients"
     return (
         f"this model is trained on all images; cross-validated balanced accuracy of its settings: {value:.3f} "
-        f"({low:.3f} to {high:.3f}, 95 % over {scores['patients']} patients; {scores['folds']})"
+        f"({interval}; {scores['folds']})"
     )
 
 

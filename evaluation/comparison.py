@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -80,8 +80,10 @@ def _different_data(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
 
 def _different_threshold_rules(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
     rules = dict.fromkeys(evaluation.results["threshold_rule"] for evaluation in evaluations.values())
+    crossed = any("cross_validation" in evaluation.results for evaluation in evaluations.values())
+    advice = "give crossval.py the same --threshold" if crossed else "--threshold sets one rule for all runs"
     if len(rules) > 1:
-        yield f"The threshold rules differ: {', '.join(rules)}; --threshold sets one rule for all runs."
+        yield f"The threshold rules differ: {', '.join(rules)}; {advice}."
 
 
 def _equal_seeds(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> Iterator[str]:
@@ -172,7 +174,7 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
             {
                 "first": csv_files.spreadsheet_safe(first_run.name),
                 "second": csv_files.spreadsheet_safe(second_run.name),
-                **_paired(first)(first.predictions, second.predictions),
+                **_paired(first, second),
             }
             for runs in same_images.values()
             for (first_run, first), (second_run, second) in itertools.combinations(runs, 2)
@@ -181,8 +183,11 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     )
 
 
-def _paired(evaluation: Evaluation) -> Callable:
-    return paired_folds.paired if "cross_validation" in evaluation.results else bootstrap.paired
+def _paired(first: Evaluation, second: Evaluation) -> dict:
+    if "cross_validation" in first.results:
+        images = first.results["cross_validation"]["images"]
+        return paired_folds.paired(first.predictions, second.predictions, images)
+    return bootstrap.paired(first.predictions, second.predictions)
 
 
 def summarize_seeds(runs: pd.DataFrame, configuration: list[str]) -> pd.DataFrame:

@@ -1,4 +1,8 @@
-"""The evaluation of a cross-validation: every image is predicted once a repeat by a head that never saw its unit."""
+"""The evaluation of a cross-validation: every image is predicted once a repeat by a head trained without its fold.
+
+Folds that are drawn hold whole units. An official fold is a repeat of its own, predicts its test images alone, and can
+have a patient on both sides.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +43,10 @@ def evaluate(folder: Path) -> Evaluation:
     results = cross_validation_files.read_results(folder, drawn)
     predictions = collect(results)
     atomic_files.write_text(folder / "oof.csv", predictions[COLUMNS].to_csv(index=False))
-    table = audit.known_pixels(describe(predictions.drop_duplicates("filename").filename), settings.data)
     plan = plan_of(folder, record)
+    table = audit.known_pixels(images_of(predictions, settings.data, plan, record), settings.data)
     shares = shared(table, drawn)
-    measured = measure(predictions, results, settings, plan) | {
+    measured = measure(predictions, results, settings, plan, table) | {
         "run": limits.printable(folder.name),
         "base": settings.model.base,
         "weights": settings.model.weights,
@@ -89,6 +93,33 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
     return table
 
 
+def images_of(predictions: pd.DataFrame, settings: config.Data, plan: nested.Plan, record: dict) -> pd.DataFrame:
+    """All images that the folds trained on or tested, a row each, numbered from 0.
+
+    Args:
+        predictions: of `collect`.
+        settings: the section `data`.
+        plan: of the cross-validation.
+        record: the content of environment.json.
+
+    Raises:
+        InputError: under the official folds `data.folds` cannot be read, or lacks a tested image.
+    """
+    tested = predictions.filename.drop_duplicates()
+    if not plan.official:
+        return describe(tested)
+    # Some slides are in the training part of every official fold, so that no prediction names them.
+    rows = data.read_table(settings)
+    rows = rows[(rows.mag == settings.magnification) | (settings.magnification == "all")]
+    rows = rows[~rows.filename.isin(list(record.get("dropped", {})))]
+    absent = tested[~tested.isin(rows.filename)]
+    if len(absent):
+        raise InputError(
+            f"data.folds: {settings.folds} needs a row for each tested image, got none for {absent.iloc[0]}"
+        )
+    return describe(rows.filename.drop_duplicates())
+
+
 def collect(results: list[dict]) -> pd.DataFrame:
     """The out-of-fold predictions, ordered by repeat and filename.
 
@@ -114,12 +145,14 @@ def collect(results: list[dict]) -> pd.DataFrame:
     return pd.concat(parts).sort_values(["repeat", "filename"], ignore_index=True)
 
 
-def measure(predictions: pd.DataFrame, results: list[dict], settings: config.Settings, plan: nested.Plan) -> dict:
+def measure(
+    predictions: pd.DataFrame, results: list[dict], settings: config.Settings, plan: nested.Plan, table: pd.DataFrame
+) -> dict:
     """The part of metrics.json that follows from the predictions; arguments as of this module's functions."""
     malignant, threshold = predictions.label == "malignant", predictions.threshold
     images = predictions.drop_duplicates("filename")
     temperatures = pd.Series([result["decision"]["temperature"] for result in results])
-    share = float((images.label == "malignant").mean())
+    share, tested_share = (float((rows.label == "malignant").mean()) for rows in (table, images))
     scaled = calibration.measure(malignant, predictions.probability, predictions.temperature)
     return metrics.measure(predictions, settings.data, threshold) | {
         "n": len(images),
@@ -133,9 +166,10 @@ def measure(predictions: pd.DataFrame, results: list[dict], settings: config.Set
             "valid": _mean_validation(results),
             "test": scaled,
         },
-        "malignant_share": {"valid": share, "test": share, "all": share},
+        "malignant_share": {"valid": share, "test": tested_share, "all": share},
         "cross_validation": {
             **plan.model_dump(),
+            "images": len(table),
             **spread(predictions),
             "spread_note": SPREADS.format(units="patients" if plan.official else f"{plan.unit}s"),
             "choices": [{key: result[key] for key in ("repeat", "fold", "epochs", "decision")} for result in results],
@@ -188,7 +222,7 @@ def published_figures(predictions: pd.DataFrame, table: pd.DataFrame, drawn: pd.
 
     Args:
         predictions: of `collect`.
-        table: a row an image, with pixels where known.
+        table: of `images_of`, with pixels where known.
         drawn: the tested images: filename, repeat, fold.
 
     Returns:
@@ -220,22 +254,24 @@ def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
     """What the test parts share with their training parts, as `leaks.measure` says it, over all folds.
 
     Args:
-        table: a row an image, with pixels where known.
+        table: of `images_of`, with pixels where known.
         drawn: the tested images: filename, repeat, fold.
     """
     known = table if "pixels" in table else table.assign(pixels=table.filename)
-    sizes, shares = [], []
+    sizes, shares, slides = [], [], set()
     for repeat, fold in cross_validation_files.names(drawn):
         train, test = nested.parts(known, drawn, repeat, fold)
         sets = pd.concat([table.iloc[train].assign(set="train"), table.iloc[test].assign(set="test")])
-        shares.append(leaks.measure(sets)["shared"])
+        measured = leaks.measure(sets)
+        shares.append(measured["shared"])
+        slides.update(measured["both_sides"])
         sizes.append(len(test))
     mean = {key: float(np.average([each[key] for each in shares], weights=sizes)) for key in shares[0]}
     return {
         "shared": mean,
-        "shared_with_validation": dict.fromkeys(mean, 0.0),
-        "validation_shared": dict.fromkeys(mean, 0.0),
-        "both_sides": [],
+        # The inner folds validate on the whole training part.
+        "shared_with_validation": mean,
+        "both_sides": sorted(slides),
         "sets": {},
         "validation_patients": {},
     }

@@ -38,8 +38,12 @@ class Evaluation(NamedTuple):
     def misclassified(self) -> pd.DataFrame:
         """The misclassified images, the most certain first."""
         wrong = self.predictions[self.predictions.prediction != self.predictions.label]
-        certainty = calibration.certainty(wrong.probability, self.results["threshold"])
-        return wrong.loc[certainty.sort_values(ascending=False, kind="stable").index]
+        return wrong.loc[self.certainty(wrong).sort_values(ascending=False, kind="stable").index]
+
+    def certainty(self, rows: pd.DataFrame) -> pd.Series:
+        """`calibration.certainty` of rows of the predictions, in a cross-validation at the threshold of their fold."""
+        threshold = rows.threshold if "threshold" in rows else self.results["threshold"]
+        return calibration.certainty(rows.probability, threshold)
 
     @property
     def scores(self) -> pd.DataFrame:

@@ -139,10 +139,10 @@ def galleries(evaluation: Evaluation, folder: Path) -> Iterator[ReportFigure]:
     if "cross_validation" in evaluation.results:
         # Of all images there are, several times each: their pages would be too many to look at.
         wrong = wrong.drop_duplicates("filename").head(MAX_WRONG_CROSS_VALIDATED)
+        test = test.drop_duplicates("filename")
     first = test.groupby("label").head(half)
     yield _gallery("examples", "predictions", first, f"The first {half} test images of each class", folder)
-    certainty = calibration.certainty(test.probability, evaluation.results["threshold"])
-    order = certainty.sort_values(kind="stable").index
+    order = evaluation.certainty(test).sort_values(kind="stable").index
     yield _gallery("examples", "least_certain", test.loc[order[:half]], "The least certain predictions", folder)
     yield _gallery("examples", "most_certain", test.loc[order[::-1][:half]], "The most certain predictions", folder)
     for number, (rows, span) in enumerate(_pages(wrong, PER_GALLERY), start=1):

@@ -58,9 +58,9 @@ def epochs(choices: list[dict]) -> list[int]:
 
 
 def evidence(results: dict, folds: str) -> dict:
-    """The key `cross_validated` of the checkpoint; without an interval its ends are 0 and 1."""
+    """The key `cross_validated` of the checkpoint; without an interval its ends are None."""
     return {
         "folds": folds,
         "patients": results["patients"],
-        **{name: [results[name], *(results["intervals"][name]["headline"] or [0.0, 1.0])] for name in SCORES},
+        **{name: [results[name], *(results["intervals"][name]["headline"] or [None, None])] for name in SCORES},
     }

@@ -162,7 +162,8 @@ def by_patient(predictions: pd.DataFrame, threshold: float | pd.Series) -> pd.Da
     images = predictions.assign(correct=predictions.prediction == predictions.label, threshold=threshold)
     if "repeat" not in images:
         images["repeat"] = 1
-    # A cross-validation has a threshold for each fold, and so one for each patient and repeat.
+    # A cross-validation has a threshold for each fold. Folds of slides or images part a patient, whose threshold is
+    # then the mean of its images' thresholds, as its probability is the mean of theirs.
     pooled = images.groupby(["patient", "label", "repeat"], sort=False)[["probability", "threshold"]].mean()
     pooled = pooled.reset_index()
     pooled["correct"] = (classify(pooled.probability, pooled.threshold) == pooled.label).astype(float)

@@ -9,7 +9,7 @@ from scipy import stats
 from evaluation import bootstrap
 
 
-def paired(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0, draws: int = bootstrap.DRAWS) -> dict:
+def paired(first: pd.DataFrame, second: pd.DataFrame, images: int, seed: int = 0, draws: int = bootstrap.DRAWS) -> dict:
     """The difference of the balanced accuracy of two cross-validations on the same folds.
 
     The interval resamples patients, each with all of its predictions: it answers for other patients. The p-value is
@@ -19,6 +19,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0, draws: int 
     Args:
         first: predictions of the first one: filename, label, patient, repeat, fold, prediction.
         second: predictions of the second one, of the same images in any order.
+        images: how many there are; those that a fold does not test are its training part.
         seed: of the draws.
         draws: their number.
 
@@ -33,7 +34,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, seed: int = 0, draws: int 
     by_class = both.groupby(["repeat", "fold", "label"]).difference.mean()
     differences = by_class.groupby(["repeat", "fold"]).mean().to_numpy()
     tested = len(both) / len(differences)
-    t, p = corrected_t_test(differences, tested / (both.filename.nunique() - tested))
+    t, p = corrected_t_test(differences, tested / (images - tested))
     low, high = _interval(both, seed, draws)
     return {
         "score": "balanced accuracy",

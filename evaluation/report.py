@@ -49,11 +49,12 @@ def write(evaluation: Evaluation, network: keras.Model | None) -> None:
 
 def _write_files(evaluation: Evaluation, network: keras.Model | None, text: str) -> None:
     sections = figures.draw(evaluation, network)
+    columns = COLUMNS + [name for name in ("repeat", "fold") if name in evaluation.predictions]
     for name, content in {
         "metrics.json": json.dumps(evaluation.results, indent=1) + "\n",
         "report.txt": text + "\n",
-        "predictions.csv": evaluation.predictions[COLUMNS].to_csv(index=False),
-        "misclassified.csv": evaluation.misclassified[COLUMNS].to_csv(index=False),
+        "predictions.csv": evaluation.predictions[columns].to_csv(index=False),
+        "misclassified.csv": evaluation.misclassified[columns].to_csv(index=False),
         "scores.csv": evaluation.scores.to_csv(index=False),
         "groups.csv": metrics.groups_table(evaluation.results).to_csv(index=False),
         "report.html": to_html(evaluation, sections),

@@ -13,7 +13,7 @@ import predict
 from evaluation import cross_validation, figures, nested
 from images import folds
 from safety.errors import InputError
-from training import checkpoint
+from training import checkpoint, cross_validation_files
 
 
 def arguments(tree, *more):
@@ -53,6 +53,8 @@ def test_the_evaluation_is_that_of_the_pooled_predictions(work):
     oof, folder = pd.read_csv(work / "runs/tiny/oof.csv"), work / "runs/tiny/evaluation"
     results, page = json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
     right = oof.prediction == oof.label
+    for name in ("predictions", "misclassified"):
+        assert {"repeat", "fold"} <= set(pd.read_csv(folder / f"{name}.csv"))
     assert results["balanced_accuracy"] == pytest.approx(right.groupby(oof.label).mean().mean())
     assert results["n"] == len(oof) and results["leaks"]["shared"] == {"image": 0, "slide": 0, "patient": 0}
     by_fold = pd.DataFrame(results["cross_validation"]["by_fold"])
@@ -131,6 +133,7 @@ def test_evaluate_compares_cross_validations_on_the_same_folds(copy, capsys):
     (lambda text: text[:40], "no JSON"),
     (lambda text: text.replace("SOB_B_A", "SOB_B_F", 1), "its images are not those of"),
     (lambda text: json.dumps({**json.loads(text), "probability": [2.0]}), "probability.0: "),
+    (lambda text: json.dumps({**json.loads(text), "fold": 1}), "needed are repeat 1 and fold 2, got 1 and 1"),
 ])  # fmt: skip
 def test_a_damaged_fold_is_refused(copy, spoil, message):
     path = copy / "folds" / "1-2.json"
@@ -155,6 +158,7 @@ def test_a_missing_fold_is_named(copy):
     (["a", "train.run=b"], "train.run is set by the cross-validation"),
     (["--official", "--final"], "--final: needed is a cross-validation"),
     (["../a"], "train.run: "),
+    (["--official", "data.protocol=slide"], "data.protocol: --official sets it to fold"),
 ])  # fmt: skip
 def test_wrong_input_is_refused_at_the_door(given, message):
     with pytest.raises(InputError, match=message):
@@ -190,8 +194,30 @@ def test_the_published_folds_are_used_where_they_fit(full_table, monkeypatch):
     pd.testing.assert_frame_equal(
         crossval.draw_folds(full_table, settings, plan), folds.read_canonical(full_table, repeats=2)
     )
+    assert crossval.with_folds_found(plan, full_table) == plan
     other = full_table.assign(patient=full_table.patient.replace("14-22549", "14-1"))
-    assert crossval.draw_folds(other, settings, plan).groupby("repeat").size().eq(7909).all()
+    drawn = crossval.with_folds_found(plan, other)
+    assert not drawn.published and "drawn from the seed" in cross_validation.describe_plan(drawn)
+    assert crossval.draw_folds(other, settings, drawn).groupby("repeat").size().eq(7909).all()
+
+
+@pytest.mark.parametrize("given, expected", [("auto", "bfloat16"), ("float32", "float32")])
+def test_only_auto_takes_the_precision_of_the_folder(tmp_path, given, expected):
+    known = crossval.config.load_settings(None, ["train.precision=bfloat16", "train.run=a"])
+    (tmp_path / "config.yaml").write_text(known.to_yaml())
+    settings = crossval.config.load_settings(None, [f"train.precision={given}"])
+    assert cross_validation_files.with_known_precision(tmp_path, settings).train.precision == expected
+
+
+def test_a_missing_interval_is_named():
+    scores = {"balanced_accuracy": (0.8, None, None), "patients": 3, "folds": "2 folds"}
+    assert "0.800 (no interval: a class has a single patient; 2 folds)" in predict._evidence(scores)
+    about = dict.fromkeys(("balanced_accuracy", "sensitivity", "specificity", "roc_auc"), [0.8, None, None])
+    read = checkpoint.CrossValidated(folds="2 folds", patients=3, **about)
+    assert read.specificity == [0.8, None, None]
+    for wrong in ([None, None, None], [0.8, 0.1, None]):
+        with pytest.raises(ValueError, match="both ends of its interval"):
+            checkpoint.CrossValidated(folds="2 folds", patients=3, **{**about, "roc_auc": wrong})
 
 
 @pytest.mark.parametrize("record, message", [

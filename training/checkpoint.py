@@ -12,7 +12,7 @@ from typing import Annotated
 import keras
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 import config
 import model
@@ -37,7 +37,16 @@ Deviation = Annotated[float, Field(ge=3e-4, le=LARGEST)]
 
 
 # A score and the ends of its interval.
-Interval = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_interval(values: list[float | None]) -> list[float | None]:
+    if values[0] is None or (values[1] is None) != (values[2] is None):
+        raise ValueError("needed are a value, and both ends of its interval or null for both")
+    return values
+
+
+Interval = Annotated[list[Score | None], Field(min_length=3, max_length=3), AfterValidator(_check_interval)]
 
 
 class FeatureStatistics(config.Section):
@@ -54,7 +63,7 @@ class CrossValidated(config.Section):
     Attributes:
         folds: in words.
         patients: tested.
-        balanced_accuracy: [value, low and high of its 95 % interval].
+        balanced_accuracy: [value, low and high of its 95 % interval, both None where a class has a single patient].
         sensitivity: as balanced_accuracy.
         specificity: as balanced_accuracy.
         roc_auc: as balanced_accuracy.

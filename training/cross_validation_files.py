@@ -69,8 +69,8 @@ def to_json(result: dict) -> str:
 
 
 def with_known_precision(folder: Path, settings: config.Settings) -> config.Settings:
-    """The settings with the precision with which the cross-validation was started, which `auto` need not find again."""
-    if not (folder / "config.yaml").is_file():
+    """The settings with `auto` replaced by the precision of the cross-validation, which `auto` need not find again."""
+    if settings.train.precision != "auto" or not (folder / "config.yaml").is_file():
         return settings
     known = config.load_settings(folder / "config.yaml", of_run=True).train.precision
     return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": known})})
@@ -129,7 +129,8 @@ def read_results(folder: Path, drawn: pd.DataFrame) -> list[dict]:
         drawn: of `read_folds`.
 
     Raises:
-        InputError: a fold is missing, its file is damaged, or its images are not those that were drawn.
+        InputError: a fold is missing, its file is damaged or that of another fold, or its images are not those
+            that were drawn.
     """
     results = []
     for repeat, fold in names(drawn):
@@ -141,6 +142,10 @@ def read_results(folder: Path, drawn: pd.DataFrame) -> list[dict]:
         except (ValueError, RecursionError):
             raise InputError(f"{file}: no JSON") from None
         result = config.validate(Result, values).model_dump()
+        if (result["repeat"], result["fold"]) != (repeat, fold):
+            raise InputError(
+                f"{file}: needed are repeat {repeat} and fold {fold}, got {result['repeat']} and {result['fold']}"
+            )
         expected = drawn.filename[(drawn.repeat == repeat) & (drawn.fold == fold)]
         if sorted(result["filename"]) != sorted(expected) or len(result["probability"]) != len(expected):
             raise InputError(f"{file}: its images are not those of {folder / FOLDS}")

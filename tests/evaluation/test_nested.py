@@ -13,7 +13,9 @@ from tiny_tree import REAL, fold_rows
 import config
 import data
 from evaluation import cross_validation, final_model, metrics, nested
+from evaluation.evaluation import Evaluation
 from images import folds, splits
+from safety.errors import InputError
 from training import out_of_fold
 from training.out_of_fold import Prepared
 
@@ -204,10 +206,62 @@ def test_what_papers_print_of_the_official_folds(table):
     assert found.shared_patient["all"] == 1
 
 
+def test_a_slide_that_no_official_fold_tests_counts_as_training(tmp_path):
+    # Slide 14-203CD is in the training part of every fold, slide 14-203AB of the same patient in a test part.
+    rows = fold_rows(images=1)
+    mine = rows.filename.str.contains("14-203")
+    others = rows.filename.str.contains("14-203CD")
+    rows["grp"] = np.where(mine, np.where(others, "train", "test"), rows.grp)
+    rows.to_csv(tmp_path / "Folds.csv", index=False)
+    settings = config.load_settings(None, [f"data.folds={tmp_path}/Folds.csv", "data.protocol=fold"])
+    drawn = folds.official(data.read_table(settings.data))
+    plan = plan_of("patient", 5, 1, True, False, "0.5")
+    predictions = data.describe(drawn.filename).assign(
+        repeat=drawn["repeat"], fold=drawn.fold, probability=0.9, prediction="malignant", threshold=0.5
+    )
+    table = cross_validation.images_of(predictions, settings.data, plan, {})
+    assert len(table) == rows.filename.nunique() > predictions.filename.nunique()
+    patients = data.describe(rows.filename.str.rsplit("/", n=1).str[-1]).patient
+    rows = rows.assign(patient=patients)
+    trained = [set(part.patient[part.grp == "train"]) for _, part in rows.groupby("fold")]
+    tested = rows[rows.grp == "test"]
+    expected = np.mean([patient in trained[fold - 1] for patient, fold in zip(tested.patient, tested.fold)])
+    shares = cross_validation.shared(table, drawn)
+    assert shares["shared"]["patient"] == pytest.approx(expected)
+    assert shares["shared_with_validation"] == shares["shared"] and shares["both_sides"] == []
+    assert "14-203" in table.patient[~table.filename.isin(drawn.filename)].to_list()
+    found = pd.DataFrame(cross_validation.published_figures(predictions, table, drawn)).set_index("magnification")
+    by_fold = tested.assign(shared=[p in trained[f - 1] for p, f in zip(tested.patient, tested.fold)])
+    assert found.shared_patient["all"] == pytest.approx(by_fold.groupby("fold").shared.mean().mean())
+    left_out = table.filename[~table.filename.isin(drawn.filename)].iloc[0]
+    assert (
+        len(cross_validation.images_of(predictions, settings.data, plan, {"dropped": {left_out: "x"}}))
+        == len(table) - 1
+    )
+    with pytest.raises(InputError, match="needs a row for each tested image, got none for SOB_"):
+        cross_validation.images_of(predictions, settings.data, plan, {"dropped": {drawn.filename[0]: "x"}})
+
+
+def test_images_in_folds_share_their_slides_with_the_inner_validation(table):
+    shares = cross_validation.shared(table, folds.draw(table, "image", 3))
+    assert shares["shared_with_validation"]["slide"] == shares["shared"]["slide"] > 0
+    assert set(shares["both_sides"]) <= set(table.slide) and shares["both_sides"]
+
+
+def test_the_most_certain_mistake_is_found_at_the_threshold_of_its_fold():
+    rows = pd.DataFrame(
+        {"label": "benign", "prediction": "malignant", "probability": [0.85, 0.5], "threshold": [0.8, 0.1]}
+    )
+    found = Evaluation({"threshold": 0.45}, rows, None, "", None, {})
+    assert found.misclassified.index.tolist() == [1, 0]
+    without = found._replace(predictions=rows.drop(columns="threshold"))
+    assert without.misclassified.index.tolist() == [0, 1]
+
+
 def test_the_final_model_has_the_median_epochs_and_the_cross_validated_scores():
     choices = [{"epochs": [3, 2]}, {"epochs": [7, 0]}, {"epochs": [12, 1]}]
     assert final_model.epochs(choices) == [7, 1]
     scores = dict.fromkeys(final_model.SCORES, 0.8)
     intervals = {name: {"headline": [0.7, 0.9]} for name in scores} | {"specificity": {"headline": None}}
     found = final_model.evidence({**scores, "patients": 19, "intervals": intervals}, "5 folds")
-    assert found["roc_auc"] == [0.8, 0.7, 0.9] and found["specificity"] == [0.8, 0, 1] and found["patients"] == 19
+    assert found["roc_auc"] == [0.8, 0.7, 0.9] and found["specificity"] == [0.8, None, None] and found["patients"] == 19
