@@ -78,7 +78,7 @@ def patched():
 def trained(network, patched):
     """The network with a head whose score grows with what the patch changes in the pooled features."""
     plain, patch = model.pooled(network).predict(patched, verbose=0)
-    network.get_layer("standardize").set_weights([plain, np.ones(2048), 0])
+    network.get_layer("standardize").set_weights([plain, np.ones(2048), np.array(0)])
     network.get_layer("head").set_weights([(patch - plain)[:, None], np.zeros(1)])
     return network
 
