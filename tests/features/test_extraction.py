@@ -18,7 +18,7 @@ import config
 import data
 import model
 from devices import precision
-from features import extraction, feature_datasets, store
+from features import extraction, store
 from images import audit, decoding, image_datasets, splits, warp
 from safety.errors import InputError
 from training import phases
@@ -303,37 +303,6 @@ def test_cached_and_end_to_end_train_the_same_head(tree, place):
     assert np.linalg.norm(kernel - same) <= 1e-5 * np.linalg.norm(same)
     np.testing.assert_allclose(bias, same_bias, atol=1e-5)
     np.testing.assert_allclose(predicted, expected, atol=1e-5)
-
-
-def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
-    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
-    labels = np.arange(20) % 2
-    features = extraction.Features(array, np.arange(60).reshape(20, 3), labels)
-    settings = options(tree, "train.epochs=30", "train.batch_size=8")
-    seen = np.zeros((20, 3), int)
-    order = []
-    for number, (batch, label) in enumerate(feature_datasets.train_dataset(features, settings)):
-        places = batch.numpy()[:, 0].astype(int)
-        assert (labels[places // 3] == label.numpy()[:, 0]).all()
-        np.add.at(seen, (places // 3, places % 3), 1)
-        order += list(places // 3) if number < 3 else []
-    assert (seen.sum(axis=1) == 30).all() and (seen > 0).all()
-    assert sorted(order) == list(range(20)) and order != list(range(20))
-
-
-def test_validation_takes_every_row_once_in_order(tree):
-    array = np.repeat(np.arange(60, dtype=np.float32)[:, None], 2048, axis=1)
-    features = extraction.Features(array, np.arange(60).reshape(20, 3), np.arange(20) % 2)
-    batches = list(feature_datasets.eval_dataset(features, 8))
-    assert np.concatenate([batch[:, 0] for batch, _ in batches]).tolist() == list(range(0, 60, 3))
-    assert np.concatenate([label[:, 0] for _, label in batches]).tolist() == [0, 1] * 10
-
-
-def test_statistics_count_each_image_once():
-    array = np.random.RandomState(0).normal(3, 2, (50, 2048)).astype(np.float32)
-    mean, variance = feature_datasets.statistics(array, np.array([[1], [2], [2], [2], [7]]))
-    np.testing.assert_allclose(mean, array[[1, 2, 7]].mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(variance, array[[1, 2, 7]].var(axis=0), rtol=1e-4)
 
 
 def test_bfloat16_features_are_close(tree, rows, network):
