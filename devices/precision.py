@@ -13,6 +13,9 @@ import tensorflow as tf
 import config
 
 CPU_INFO = Path("/proc/cpuinfo")
+# Under these limits oneDNN refuses convolutions in bfloat16, and TensorFlow does not know.
+LIMIT = "ONEDNN_MAX_CPU_ISA"
+WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 # The compute capability from which on GPUs have them, and are fast in float16.
 TENSOR_CORES = (7, 0)
 
@@ -66,7 +69,7 @@ def fast_precision(gpus: list) -> str:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         return "float16" if capability >= TENSOR_CORES else "float32"
     flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
-    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags)
+    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags) and os.environ.get(LIMIT) not in WITHOUT_BFLOAT16
     # Some processors have the bfloat16 instruction and still multiply it more slowly than float32.
     return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
 

@@ -13,11 +13,21 @@ from devices import precision
 ])  # fmt: skip
 def test_auto_precision_follows_the_cpu_and_what_it_measures(tmp_path, monkeypatch, flags, ratio, expected):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.delenv(precision.LIMIT, raising=False)
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(precision, "_seconds", {"bfloat16": ratio, "float32": 1.0}.get)
     assert precision.fast_precision([]) == expected
     monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "none")
     assert precision.fast_precision([]) == "float32"
+
+
+def test_auto_precision_respects_a_limit_on_the_instructions(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("flags : avx512_bf16\n")
+    monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(precision, "_seconds", {"bfloat16": 0.5, "float32": 1.0}.get)
+    for limit, expected in {"AVX2": "float32", "AVX512_CORE_BF16": "bfloat16", "DEFAULT": "bfloat16"}.items():
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert precision.fast_precision([]) == expected
 
 
 def test_auto_is_resolved_and_a_named_precision_is_left(monkeypatch):
