@@ -17,7 +17,7 @@ from safety.errors import InputError
 
 WORDS = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid",
-    "test": "test", "testing": "test",
+    "test": "test", "testing": "test", "unused": "unused",
 }  # fmt: skip
 CODES = {"0": "train", "1": "valid", "2": "test"}
 # Only in columns of these names 0, 1 and 2 are sets; elsewhere they are classes.

@@ -294,3 +294,13 @@ def test_any_content_is_read_or_refused(name, tmp_path):
                 assert len(error.lines) == 1
 
     attempt()
+
+
+def test_the_unused_rows_of_our_own_splits_take_no_part(tmp_path, capsys):
+    names = ["B_A-14-1-40-001", "M_DC-14-2-40-001", "B_A-14-3-40-001", "M_DC-14-4-40-001", "B_A-14-3-40-002"]
+    sets = ["train", "train", "test", "test", "unused"]
+    lines = [f"SOB_{name}.png,{part}" for name, part in zip(names, sets)]
+    (tmp_path / "split.csv").write_text("\n".join(["filename,set", *lines]))
+    assert data.main(["--check", str(tmp_path / "split.csv")]) == 0
+    output = capsys.readouterr().out
+    assert "unused benign" in output and "0.0% their patient" in output
