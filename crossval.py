@@ -38,7 +38,6 @@ from safety.errors import InputError
 from training import cross_validation_files, decision, environment, jobs, out_of_fold, resume
 
 HERE = Path(__file__).parent
-UNITS = ["patient", "slide", "image"]
 
 
 def main(arguments: list[str]) -> None:
@@ -94,8 +93,8 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
         raise InputError(
             "--final: needed is a cross-validation, since the official folds test some images several times"
         )
-    if unit not in UNITS:
-        raise InputError(f"data.protocol: a cross-validation needs one of {', '.join(UNITS)}, got {unit}")
+    if unit not in folds.UNITS:
+        raise InputError(f"data.protocol: a cross-validation needs one of {', '.join(folds.UNITS)}, got {unit}")
     if args.folds < 2 or args.repeats < 1:
         raise InputError(
             f"--folds, --repeats: needed are 2 folds or more and 1 repeat or more, got {args.folds} and {args.repeats}"
