@@ -1,6 +1,7 @@
 # make train: everything from a clean checkout to an evaluated run on the synthetic sample.
 # make test:  everything from a clean checkout to the tests; TESTS=tests/images for those of a folder.
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
+# make real: cross-validations of real features, which are in examples/, and one table of them; needs no data set.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 # make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
@@ -31,13 +32,23 @@ CONFIG := sample.yaml
 SETTINGS := data.protocol=row,patient data.seed=0,1
 JOBS := 1
 
-.PHONY: train protocols claim grid intervals test lint docs
+.PHONY: train real protocols claim grid intervals test lint docs
 
 train: $(VENV)/ready
 	$(RUN) sample.py sample
 	name=sample-$$(date +%Y%m%d-%H%M%S) && \
 	$(RUN) train.py --config sample.yaml train.run=$$name && \
 	$(RUN) evaluate.py runs/$$name
+
+# A row is one of an image's five lines in Folds.csv, so that no fold of rows tests an image that is not in training.
+real: $(VENV)/ready
+	name=runs/real-$$(date +%Y%m%d-%H%M%S) && runs= && \
+	for protocol in image slide patient fold; do \
+		run=$$name-$$protocol && runs="$$runs $$run" && \
+		case $$protocol in fold) set -- --official;; *) set -- data.protocol=$$protocol;; esac && \
+		$(RUN) crossval.py $${run#runs/} --config real.yaml --folds-only "$$@" || exit; done && \
+	$(RUN) evaluate.py $$runs && \
+	echo "row: not cross-validated, because a row is one of an image's five lines in Folds.csv; train.py measures it"
 
 protocols: $(VENV)/ready
 	$(RUN) sample.py sample

@@ -123,16 +123,39 @@ BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 
 
 
 class Model(Section):
-    base: Literal["resnet50", "cnn"] = Field(
-        description="resnet50 (frozen up to trainable_from) or cnn (small, trained from scratch)"
+    base: Literal["resnet50", "cnn", "file"] = Field(
+        description="resnet50 (frozen up to trainable_from), cnn (small, trained from scratch) or file (features that "
+        "another encoder computed)"
     )
-    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: PrintableStr = Field(
+        description="imagenet, random, or the path of a .h5 of ResNet50 without top; with base file their path"
+    )
     standardize: bool = Field(
-        description="scale resnet50's pooled features by their training mean and deviation before the head"
+        description="scale the pooled features by their training mean and deviation before the head; not of cnn"
     )
     trainable_from: Literal[("none", *BLOCKS)] = Field(
         description="first block of resnet50 to fine-tune, conv2_block1 to conv5_block3 (later ones follow), or none"
     )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the pooled features of an image stay the same while the head is trained."""
+        return self.base != "cnn"
+
+    @property
+    def imported(self) -> bool:
+        """Whether the pooled features come from a file, so that a run opens no image."""
+        return self.base == "file"
+
+    @model_validator(mode="after")
+    def _imported_features_have_a_file_and_no_blocks(self) -> Model:
+        if self.imported and self.weights in ("imagenet", "random"):
+            raise ValueError(f"weights must be the path of a file of features with base file, got {self.weights}")
+        if self.imported and self.trainable_from != "none":
+            raise ValueError(
+                f"trainable_from must be none with base file, whose encoder is not here, got {self.trainable_from}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_resnet50_has_blocks(self) -> Model:
@@ -215,10 +238,21 @@ class Settings(Section):
     train: Train
     tune: Tune
 
+    @model_validator(mode="after")
+    def _imported_features_need_no_image(self) -> Settings:
+        broken = {
+            f"augment must be off, got {self.augment}": self.augment.active,
+            f"train.features must be cached, got {self.train.features}": self.train.features != "cached",
+            "data.folds must be a Folds.csv, got tree": self.data.folds == "tree",
+        }
+        for rule in [rule for rule, holds in broken.items() if holds and self.model.imported]:
+            raise ValueError(f"model.base=file opens no image: {rule}")
+        return self
+
     @property
     def cached(self) -> bool:
-        """Whether training reads features from the cache; a base that is trained has no constant features."""
-        return self.train.features == "cached" and self.model.base == "resnet50"
+        """Whether the head trains on features that are computed once; a base that is trained has no constant ones."""
+        return self.train.features == "cached" and self.model.frozen
 
     @property
     def fine_tuned(self) -> bool:
@@ -314,7 +348,8 @@ def _explain(item: Any) -> str:
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
-    return f"{name}: {message[0].lower()}{message[1:]}{got}"
+    # A rule over several sections names its settings itself.
+    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 def setting_names() -> list[str]:

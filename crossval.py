@@ -32,6 +32,7 @@ import model
 from devices import precision, strategy
 from evaluation import cross_validation, final_model, nested
 from evaluation.nested import Plan
+from features import source
 from images import audit, folds, splits
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
@@ -147,7 +148,7 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
     plan = with_folds_found(plan, rows)
     table, drawn, dropped = read_images(rows, settings, plan)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
-    network = model.build(settings)
+    network = model.build(settings, width=source.of(settings).width)
     record = environment.describe(settings, network) | {
         "device": device,
         "data_sha256": audit.data_version(table),
@@ -175,8 +176,8 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
 
 
 def read_rows(settings: config.Settings) -> pd.DataFrame:
-    """The rows of `data.read_table` of `data.magnification`, a row an image and official fold."""
-    rows = data.read_table(settings.data)
+    """The rows of `data.read_table` of `data.magnification`, a row an image and official fold; only usable ones."""
+    rows = source.of(settings).rows(data.read_table(settings.data))
     return rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
 
 
@@ -187,9 +188,10 @@ def with_folds_found(plan: Plan, rows: pd.DataFrame) -> Plan:
 
 def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
-    audit.image_folder(settings.data.root)
+    images = source.of(settings)
+    images.check()
     draw_folds(rows, settings, plan)
-    table, dropped = audit.usable_rows(rows.drop_duplicates("filename").reset_index(drop=True), settings.data)
+    table, dropped = images.usable_rows(rows.drop_duplicates("filename").reset_index(drop=True))
     rows = rows.merge(table[["filename", "pixels"]], on="filename")
     return table, draw_folds(rows, settings, plan), dropped
 

@@ -33,7 +33,7 @@ from evaluation import (
     report,
 )
 from evaluation.evaluation import Evaluation
-from features import extraction
+from features import source
 from images import audit, leaks, splits
 from safety import atomic_files, command_line, limits, lock
 from safety.errors import InputError
@@ -119,7 +119,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     network, about = checkpoint.load(path)
     settings = about["settings"]
     table = read_table(path, about, other_split)
-    rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
+    rows = source.of(settings).with_pixels(table[table.set.isin(["valid", "test"])])
     valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
 
     choice = calibration.decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
@@ -146,20 +146,40 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     Raises:
         InputError: a split is missing, is not that of the checkpoint, or breaks the run's protocol.
     """
-    settings = about["settings"].data
-    table = predictions.read_split(path.with_name("split.csv"), settings.protocol, about["split_sha256"])
+    protocol = about["settings"].data.protocol
+    table = predictions.read_split(path.with_name("split.csv"), protocol, about["split_sha256"])
     if other_split:
         table = predictions.with_test_of(table, predictions.read_split(Path(other_split)))
-    table = audit.known_pixels(table, settings)
+    table = source.of(about["settings"]).known_pixels(table)
     if not other_split:
-        splits.check(table, settings.protocol)
+        splits.check(table, protocol)
+        check_features(path, table, about["settings"])
     return table
+
+
+def check_features(path: Path, table: pd.DataFrame, settings: config.Settings) -> None:
+    """Refuses imported features that are not those of the training; a base's weights are in the checkpoint itself.
+
+    Args:
+        path: the checkpoint of a run.
+        table: of the run, with pixels.
+        settings: of the run.
+
+    Raises:
+        InputError: the file has changed.
+    """
+    known = environment.read(path.parent).get("data_sha256")
+    if settings.model.imported and known and audit.data_version(table) != known:
+        raise InputError(
+            f"model.weights: {settings.model.weights}: its features are not those that {path.parent} was trained with"
+        )
 
 
 def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
     """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
-    train = audit.with_pixels(table[table.set == "train"], settings.data)
-    features = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
+    images = source.of(settings)
+    train = images.with_pixels(table[table.set == "train"])
+    features = images.pooled(network, train, augmented=settings.cached and settings.augment.active)
     return out_of_distribution.describe(features.array, features.places)
 
 

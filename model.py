@@ -35,15 +35,17 @@ class CaffePreprocessing(keras.layers.Layer):
         return images[..., ::-1] - tf.constant(CAFFE_MEAN, images.dtype)
 
 
-def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
+def build(settings: config.Settings, load_weights: bool = True, width: int | None = None) -> keras.Model:
     """Builds the network, from pixels to the probability of malignant; a ResNet50 is frozen, a plain CNN is not.
 
     Args:
         settings: of the run.
         load_weights: whether to load the base's weights that `model.weights` names; a checkpoint has its own.
+        width: of the features that the network takes under `model.base: file`; a base knows its own.
 
     Returns:
-        A model of images (n, size, size, 3), RGB from 0 to 255, whose output is (n, 1), float32, from 0 to 1.
+        A model of images (n, size, size, 3), RGB from 0 to 255, or of features (n, width) under `model.base: file`,
+        whose output is (n, 1), float32, from 0 to 1.
 
     Raises:
         InputError: the weights are missing, cannot be fetched, or are not those of ResNet50 without top.
@@ -53,15 +55,27 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
     keras.utils.set_random_seed(settings.data.seed)
     if settings.model.base == "cnn":
         base = _cnn()
-    size = settings.data.image_size
+    inputs, x = _imported(width) if settings.model.imported else _pooled(base, settings.data.image_size)
+    if settings.model.standardize and settings.model.frozen:
+        x = keras.layers.Normalization(dtype="float32", name="standardize")(x)
+    return keras.Model(inputs, keras.layers.Dense(1, "sigmoid", dtype="float32", name="head")(x), name="breakhis")
+
+
+def _pooled(base: keras.Model, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images (n, size, size, 3) and their pooled features (n, channels)."""
     images = keras.Input((size, size, 3), name="image")
     x = CaffePreprocessing(dtype="float32", name="preprocessing")(images)
     # A frozen base runs in inference mode, so that BatchNorm keeps its statistics.
     x = base(x, training=None if base.trainable else False)
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(x)
-    if settings.model.standardize and not base.trainable:
-        x = keras.layers.Normalization(dtype="float32", name="standardize")(x)
-    return keras.Model(images, keras.layers.Dense(1, "sigmoid", dtype="float32", name="head")(x), name="breakhis")
+    return images, keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(x)
+
+
+def _imported(width: int | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Features (n, width) that another encoder has pooled, twice."""
+    if width is None:
+        raise InputError("model.base: this command opens images, which is not possible with file")
+    features = keras.Input((width,), name="image")
+    return features, keras.layers.Activation("linear", dtype="float32", name="pooling")(features)
 
 
 def base_of(network: keras.Model) -> keras.Model:
@@ -149,8 +163,13 @@ def pooled(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer("pooling").output, name="pooling")
 
 
+def width(model: keras.Model) -> int:
+    """The number of pooled features of an image."""
+    return model.get_layer("pooling").output.shape[-1]
+
+
 def standardize(model: keras.Model, mean: np.ndarray, variance: np.ndarray) -> None:
-    """Sets the mean and variance (2048,) of the training features in the standardising layer."""
+    """Sets the mean and variance (width,) of the training features in the standardising layer."""
     layer = model.get_layer("standardize")
     layer.set_weights([mean, floored(variance), np.array(0)])
     layer.finalize_state()

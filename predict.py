@@ -3,6 +3,7 @@
     python predict.py runs/thesis slide.png                        a CSV on standard output
     python predict.py runs/thesis images --out predictions.csv     every image in a folder and its subfolders
     python predict.py runs/thesis images --heatmaps maps           and a Grad-CAM overlay of each image, as PNG
+    python predict.py runs/real features.npz                       a run on imported features takes a file of them
 
 PNG, JPEG, TIFF (its first page) and BMP of any size up to 50 megapixels. Transparent pixels become white, 16 bits are
 scaled to 8, and the EXIF orientation is applied. An image that cannot be read gets a row with the reason. Files with
@@ -40,7 +41,7 @@ from tqdm import tqdm
 import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
-from features import extraction
+from features import extraction, feature_files, source
 from images import external_images, other_files
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
@@ -61,7 +62,13 @@ def main(arguments: list[str]) -> int:
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or the checkpoint in one")
     # `type=str` allows names that are not UTF-8, as they can occur in folders too.
-    parser.add_argument("images", nargs="+", type=str, metavar="IMAGE_OR_FOLDER", help="folders include subfolders")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=str,
+        metavar="IMAGE_OR_FOLDER",
+        help="folders include subfolders; one feature file, where the run has model.base=file",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the CSV to this file, not to standard output")
     parser.add_argument("--heatmaps", metavar="FOLDER", type=Path, help="write a Grad-CAM overlay of each image here")
     parser.add_argument(
@@ -72,18 +79,43 @@ def main(arguments: list[str]) -> int:
         "between the threshold and 0 or 1 (default 0.2)",
     )
     args = parser.parse(arguments)
-    paths = external_images.find(args.images)
+    features = next(filter(feature_files.is_one, map(Path, args.images)), None)
+    paths = [] if features else external_images.find(args.images)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: needed is a file, got the folder {args.out}")
     if args.heatmaps and args.heatmaps.exists() and not args.heatmaps.is_dir():
         raise InputError(f"--heatmaps: needed is a folder, got the file {args.heatmaps}")
     network, about = checkpoint.load(checkpoint.find(Path(args.run)))
+    check_kind(about["settings"].model.imported, bool(features), args)
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
-    table = predict(network, about, paths, args.margin, args.heatmaps)
+    if features:
+        table, skipped = predict_features(network, about, features, args.margin), []
+    else:
+        table = predict(network, about, paths, args.margin, args.heatmaps)
+        skipped = external_images.skipped(args.images)
     write(table, args.out)
-    print_notes(about, table, external_images.skipped(args.images))
+    print_notes(about, table, skipped)
     return int((table.error != "").any())
+
+
+def check_kind(imported: bool, features: bool, args: argparse.Namespace) -> None:
+    """Refuses images for a run on imported features, features for a run on images, and what needs pixels.
+
+    Args:
+        imported: whether the run was trained on imported features.
+        features: whether a feature file is to be predicted.
+        args: of the command line.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+    if imported != features or (features and len(args.images) > 1):
+        needed = "one feature file" if imported else "images"
+        trained = "imported features" if imported else "images"
+        raise InputError(f"{args.run} was trained on {trained}: needed is {needed}, got {', '.join(args.images)[:200]}")
+    if features and args.heatmaps:
+        raise InputError("--heatmaps: needed are images, which a feature file does not have")
 
 
 def _margin(text: str) -> float:
@@ -119,6 +151,21 @@ def predict(
         if heatmaps:
             _write_overlays(network, images, tables[-1], heatmaps, start)
     return pd.concat(tables, ignore_index=True)
+
+
+def predict_features(network: keras.Model, about: dict, path: Path, margin: float = MARGIN) -> pd.DataFrame:
+    """Predicts the images of a feature file, ordered by name; arguments and result as for `predict`.
+
+    Raises:
+        InputError: the file cannot be read, or its features are not as many as those of the run.
+    """
+    names, features = feature_files.read(path)
+    source.check_width(network, features, path)
+    familiar = about.get("familiar")
+    rows = pd.DataFrame({"file": names, "error": ""})
+    rows["probability"] = model.head(network).predict(features, verbose=0)[:, 0].astype(float)
+    rows["distance"] = out_of_distribution.distances(features, familiar) if familiar else np.nan
+    return judge(rows, about, margin)
 
 
 def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:

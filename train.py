@@ -26,6 +26,7 @@ import config
 import data
 import model
 from devices import precision, strategy
+from features import source
 from images import audit, leaks, plot_style, splits
 from safety import command_line, lock, signals
 from safety.errors import InputError
@@ -81,14 +82,15 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
         InputError: the data or the settings cannot be used; as much as possible is checked before the images are read.
         DataError: there are images that cannot be trained on.
     """
-    table = data.read_table(settings.data)
-    audit.image_folder(settings.data.root)
+    images = source.of(settings)
+    table = images.rows(data.read_table(settings.data))
+    images.check()
     splits.split(table, settings.data, resumed)
     settings = precision.with_precision(settings)
     device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
-    network = model.build(settings)
+    network = model.build(settings, width=images.width)
 
-    table, dropped = audit.usable_rows(splits.select(table, settings.data), settings.data)
+    table, dropped = images.usable_rows(splits.select(table, settings.data))
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data, resumed)
@@ -152,7 +154,7 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     if not settings.cached:
         raise InputError(
             f"--{name} trains the head on cached features: allowed are train.features=cached and "
-            f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
+            f"a model.base other than cnn, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
     again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from evaluation import bootstrap, evaluation_plots, metrics, paired_folds
@@ -36,7 +37,11 @@ def compare(evaluations: dict[Path, Evaluation]) -> None:
     runs = tabulate(evaluations, configurations)
     seeds = summarize_seeds(runs, list(configurations))
     out, note = next(iter(evaluations)).parent, notes(evaluations, configurations)
-    chart = evaluation_plots.comparison(runs.assign(group=chart_labels(configurations)), REFERENCES)
+    crossed = all(map(_is_crossed, evaluations.values()))
+    if crossed:
+        chart = evaluation_plots.cross_validations(headline(evaluations))
+    else:
+        chart = evaluation_plots.comparison(runs.assign(group=chart_labels(configurations)), REFERENCES)
     atomic_files.write_text(out / "comparison.csv", runs.to_csv(index=False))
     plot_style.save(chart, out / "comparison.png", note)
     atomic_files.write_text(out / "seeds.csv", seeds.to_csv())
@@ -44,18 +49,61 @@ def compare(evaluations: dict[Path, Evaluation]) -> None:
     (out / "pairs.csv").unlink(missing_ok=True)
     if len(pairs):
         atomic_files.write_text(out / "pairs.csv", pairs.to_csv(index=False))
-    _print(runs, seeds, pairs)
+    if crossed:
+        print("", in_words(headline(evaluations)).to_string(index=False), sep="\n")
+    else:
+        _print(runs, seeds)
+    if len(pairs):
+        print("", "on the same test images:", pairs.to_string(index=False, float_format="%.4f", na_rep="-"), sep="\n")
     files = ["comparison.csv", "comparison.png", "seeds.csv", *(["pairs.csv"] if len(pairs) else [])]
     print(f"\ncomparison: {', '.join(f'{out}/{name}' for name in files)}", note, sep="\n")
 
 
-def _print(runs: pd.DataFrame, seeds: pd.DataFrame, pairs: pd.DataFrame) -> None:
+def _print(runs: pd.DataFrame, seeds: pd.DataFrame) -> None:
     hidden = [key for key in metrics.SCORES if key not in PRINTED]
     shown = [name for name in seeds if name.split(" ")[0] not in hidden]
     print("", runs.drop(columns=hidden).to_string(index=False, float_format="%.4f"), "", sep="\n")
     print(seeds[shown].to_string(float_format="%.4f", na_rep="-"))
-    if len(pairs):
-        print("", "on the same test images:", pairs.to_string(index=False, float_format="%.4f", na_rep="-"), sep="\n")
+
+
+def _is_crossed(evaluation: Evaluation) -> bool:
+    return "cross_validation" in evaluation.results
+
+
+def headline(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
+    """What a reader of cross-validations wants first, a row each.
+
+    Returns:
+        run, protocol, balanced_accuracy, sensitivity, specificity, low and high of the first's 95 % interval over
+        patients (NaN for none), images, the patients of each class (benign, malignant), and shared_patient, the share
+        (0 to 1) of test images whose patient is in training.
+    """
+    rows = []
+    for run, evaluation in evaluations.items():
+        results = evaluation.results
+        row = {"run": csv_files.spreadsheet_safe(run.name), "protocol": results["protocol"], "images": results["n"]}
+        row.update({name: results[name] for name in metrics.SPREAD[:3]})
+        row["low"], row["high"] = results["intervals"]["balanced_accuracy"]["headline"] or (np.nan, np.nan)
+        rows.append({**row, **results["patients_by_class"], "shared_patient": results["leaks"]["shared"]["patient"]})
+    return pd.DataFrame(rows)
+
+
+def in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `headline` as texts, as they are printed."""
+    return pd.DataFrame(
+        {
+            "run": row.run,
+            "protocol": row.protocol,
+            "balanced accuracy": f"{row.balanced_accuracy:.3f}",
+            "95 % over patients": "-" if np.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}",
+            "sensitivity": f"{row.sensitivity:.3f}",
+            "specificity": f"{row.specificity:.3f}",
+            "images": row.images,
+            "patients (benign + malignant)": f"{row.benign} + {row.malignant}",
+            "patient in training": f"{row.shared_patient:.0%}",
+        }
+        for row in table.itertuples()
+    )
 
 
 def notes(evaluations: dict[Path, Evaluation], configurations: pd.DataFrame) -> str:
@@ -80,7 +128,7 @@ def _different_data(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
 
 def _different_threshold_rules(evaluations: dict[Path, Evaluation]) -> Iterator[str]:
     rules = dict.fromkeys(evaluation.results["threshold_rule"] for evaluation in evaluations.values())
-    crossed = any("cross_validation" in evaluation.results for evaluation in evaluations.values())
+    crossed = any(map(_is_crossed, evaluations.values()))
     advice = "give crossval.py the same --threshold" if crossed else "--threshold sets one rule for all runs"
     if len(rules) > 1:
         yield f"The threshold rules differ: {', '.join(rules)}; {advice}."
@@ -163,7 +211,7 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     same_images: dict[tuple, list] = {}
     for run, evaluation in evaluations.items():
         # Only the same folds make two cross-validations a pair.
-        if "cross_validation" in evaluation.results:
+        if _is_crossed(evaluation):
             key = tuple(sorted(zip(*(evaluation.predictions[name] for name in ("filename", "repeat", "fold")))))
             same_images.setdefault(key, []).append((run, evaluation))
         # Under the row protocol a test set can hold an image twice, and rows could not be matched by file name.
@@ -184,7 +232,7 @@ def pair_up(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
 
 
 def _paired(first: Evaluation, second: Evaluation) -> dict:
-    if "cross_validation" in first.results:
+    if _is_crossed(first):
         images = first.results["cross_validation"]["images"]
         return paired_folds.paired(first.predictions, second.predictions, images)
     return bootstrap.paired(first.predictions, second.predictions)

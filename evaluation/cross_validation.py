@@ -15,7 +15,8 @@ import config
 import data
 from evaluation import bootstrap, calibration, metrics, nested, report
 from evaluation.evaluation import Evaluation
-from images import audit, leaks
+from features import source
+from images import leaks
 from safety import atomic_files, limits
 from safety.errors import InputError
 from training import cross_validation_files, decision, environment
@@ -44,7 +45,7 @@ def evaluate(folder: Path) -> Evaluation:
     predictions = collect(results)
     atomic_files.write_text(folder / "oof.csv", predictions[COLUMNS].to_csv(index=False))
     plan = plan_of(folder, record)
-    table = audit.known_pixels(images_of(predictions, settings.data, plan, record), settings.data)
+    table = source.of(settings).known_pixels(images_of(predictions, settings, plan, record))
     shares = shared(table, drawn)
     measured = measure(predictions, results, settings, plan, table) | {
         "run": limits.printable(folder.name),
@@ -93,12 +94,12 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
     return table
 
 
-def images_of(predictions: pd.DataFrame, settings: config.Data, plan: nested.Plan, record: dict) -> pd.DataFrame:
+def images_of(predictions: pd.DataFrame, settings: config.Settings, plan: nested.Plan, record: dict) -> pd.DataFrame:
     """All images that the folds trained on or tested, a row each, numbered from 0.
 
     Args:
         predictions: of `collect`.
-        settings: the section `data`.
+        settings: of the cross-validation.
         plan: of the cross-validation.
         record: the content of environment.json.
 
@@ -109,13 +110,13 @@ def images_of(predictions: pd.DataFrame, settings: config.Data, plan: nested.Pla
     if not plan.official:
         return describe(tested)
     # Some slides are in the training part of every official fold, so that no prediction names them.
-    rows = data.read_table(settings)
-    rows = rows[(rows.mag == settings.magnification) | (settings.magnification == "all")]
+    rows, magnification = source.of(settings).rows(data.read_table(settings.data)), settings.data.magnification
+    rows = rows[(rows.mag == magnification) | (magnification == "all")]
     rows = rows[~rows.filename.isin(list(record.get("dropped", {})))]
     absent = tested[~tested.isin(rows.filename)]
     if len(absent):
         raise InputError(
-            f"data.folds: {settings.folds} needs a row for each tested image, got none for {absent.iloc[0]}"
+            f"data.folds: {settings.data.folds} needs a row for each tested image, got none for {absent.iloc[0]}"
         )
     return describe(rows.filename.drop_duplicates())
 

@@ -12,6 +12,10 @@ from evaluation import bootstrap, calibration
 
 RESEARCH_ONLY = "Research only: not validated for, and never to be used in, the diagnosis of patients."
 UNTRAINED = "The base is untrained (model.weights=random): these results say nothing about a trained base."
+EQUAL_FEATURES = (
+    "The features are imported and no image was opened: images count as equal where all their features are. An equal "
+    "image of which the encoder gave other last digits is not found; slides and patients are known by the file names."
+)
 UNFINISHED = "Training was stopped early and not resumed: this is the best epoch so far."
 
 
@@ -60,6 +64,11 @@ class Evaluation(NamedTuple):
             "and calibration error depend on the share in the test set, the temperature on that in the validation "
             "set; sensitivity, specificity and ROC AUC do not."
         )
+
+    @property
+    def source_note(self) -> str:
+        """How equal images were found where no image was opened; empty for a run on images."""
+        return EQUAL_FEATURES if self.settings.model.imported else ""
 
     @property
     def dropped_note(self) -> str:

@@ -226,3 +226,35 @@ def comparison(runs: pd.DataFrame, references: dict[str, float]) -> Figure:
     axis.legend(handles, labels, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
     axis.set(xlabel="protocol: what the split keeps together", ylabel="test accuracy", ylim=(0, 1.03))
     return figure
+
+
+def cross_validations(table: pd.DataFrame) -> Figure:
+    """Balanced accuracy of each cross-validation with its 95 % interval over patients, and sensitivity and specificity.
+
+    Args:
+        table: of `comparison.headline`.
+    """
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    places = np.arange(len(table))
+    colors = ["0.7" if leak else "#009E73" for leak in table.shared_patient > 0]
+    axis.bar(places, table.balanced_accuracy, color=colors, width=0.6)
+    ends = [table.balanced_accuracy - table.low, table.high - table.balanced_accuracy]
+    axis.errorbar(places, table.balanced_accuracy, ends, fmt="none", color=plot_style.INK, capsize=5)
+    for place, value in zip(places, table.balanced_accuracy):
+        axis.annotate(f"{value:.1%}", (place, 0.03), ha="center", fontsize=9)
+    for name, marker in {"sensitivity": "^", "specificity": "v"}.items():
+        axis.plot(places + 0.18, table[name], marker, color=plot_style.INK, markersize=6, label=name, linestyle="none")
+    axis.axhline(0.5, color="0.35", linestyle="--", linewidth=0.9, label="chance")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in ("0.7", "#009E73")]
+    points, names = axis.get_legend_handles_labels()
+    labels = ["test patients also in training", "test patients not in training", *names]
+    axis.legend(
+        [*handles, *points], labels, frameon=False, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
+    )
+    axis.set_xticks(places, table.protocol if table.protocol.is_unique else table.run)
+    axis.set(
+        xlabel="protocol: what each fold keeps together",
+        ylabel="balanced accuracy, 95 % over patients",
+        ylim=(0, 1.03),
+    )
+    return figure

@@ -64,6 +64,8 @@ def all_figures(evaluation: Evaluation, network: keras.Model | None) -> Iterator
     yield from score_figures(evaluation)
     yield from calibration_figures(evaluation)
     yield from subgroup_figures(evaluation)
+    if evaluation.settings.model.imported:
+        return
     folder = audit.image_folder(evaluation.settings.data.root)
     yield from galleries(evaluation, folder)
     if network:

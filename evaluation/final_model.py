@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation import calibration, cross_validation, out_of_distribution
 from evaluation.evaluation import Evaluation
-from features import extraction
+from features import source
 from training import checkpoint, out_of_fold
 from training.out_of_fold import Prepared
 
@@ -33,7 +33,7 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
     rows = np.arange(len(table))
     # A phase needs a row to predict, and nobody reads this prediction.
     network, _ = out_of_fold.fit(prepared, rows, rows[:1], epochs(results["cross_validation"]["choices"]))
-    features = extraction.pooled(network, table, settings, augmented=settings.cached and settings.augment.active)
+    features = source.of(settings).pooled(network, table, augmented=settings.cached and settings.augment.active)
     path = folder / "best_model.keras"
     checkpoint.save(
         network,

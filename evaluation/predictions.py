@@ -13,7 +13,7 @@ from tqdm import tqdm
 import config
 import data
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets, source
 from images import audit, image_datasets, splits
 from safety import csv_files, limits
 from safety.errors import InputError
@@ -71,7 +71,7 @@ def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings)
         settings: of the run; `train.features` decides between cached features and images as input.
     """
     if settings.cached:
-        features = extraction.pooled(network, rows, settings)
+        features = source.of(settings).pooled(network, rows)
         batches = feature_datasets.eval_dataset(features, settings.train.batch_size)
         probabilities = model.head(network).predict(batches, verbose=0)[:, 0]
     else:

@@ -31,7 +31,8 @@ TILES = {
 
 def write(evaluation: Evaluation, network: keras.Model | None) -> None:
     """Writes all files of an evaluation, or none, and prints report.txt; without a network there are no heat maps."""
-    text = "\n\n".join([to_text(evaluation), evaluation.split_description, evaluation.note])
+    parts = [to_text(evaluation), evaluation.split_description, evaluation.source_note, evaluation.note]
+    text = "\n\n".join(filter(None, parts))
     with atomic_files.filling(evaluation.folder) as folder:
         _write_files(evaluation._replace(folder=folder), network, text)
         written = {path.name for path in folder.iterdir()}
@@ -167,6 +168,7 @@ def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure
         evaluation=evaluation,
         results=results,
         cross_validated="cross_validation" in results,
+        imported=evaluation.settings.model.imported,
         tiles=TILES if "cross_validation" in results else TILES - {"balanced_accuracy"},
         spread_scores=metrics.SPREAD,
         score_names=metrics.SCORES,

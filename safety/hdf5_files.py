@@ -1,16 +1,21 @@
-"""Untrusted HDF5 weights files: only plain arrays stored in the file itself are accepted."""
+"""Untrusted HDF5 files: only arrays stored in the file itself are accepted, of weights only plain ones."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import h5py
+import numpy as np
 
 # A ResNet50 has 700.
 MAX_OBJECTS = 20_000
 # Ten times the size of a ResNet50. A sparse file has a larger size than it uses on disk: its holes read as zeros.
 MAX_BYTES = 2**30
+# A chunk is read whole. Writers that let an array grow give a small one chunks of many more numbers than it has.
+MIN_CHUNK, CHUNK_SHARE = 2**20, 4
 
 
 def check(source: str | BinaryIO) -> None:
@@ -62,3 +67,56 @@ def _check_array(array: h5py.Dataset) -> None:
     stored = array.id.get_storage_size()
     if stored != array.nbytes:
         raise ValueError(f"{array.name} must take {array.nbytes} bytes in the file, got {stored}")
+
+
+@contextlib.contextmanager
+def opened(path: Path, limit: int) -> Iterator[h5py.File]:
+    """Opens an HDF5 file of others, of which single arrays are then read with `array` and `texts`.
+
+    Args:
+        path: the file.
+        limit: largest size of the file in bytes.
+
+    Raises:
+        ValueError: the file is larger.
+        OSError: it is not an HDF5 file, or is damaged.
+    """
+    with h5py.File(path, "r") as file:
+        if file.id.get_filesize() > limit:
+            raise ValueError(f"must have at most {limit} bytes, got {file.id.get_filesize()}")
+        yield file
+
+
+def array(file: h5py.File, name: str) -> h5py.Dataset:
+    """An array in the file itself, which may be compressed; not read yet, so that its shape can be checked.
+
+    Raises:
+        ValueError: there is none, it is elsewhere, or it is stored in chunks that are much larger than itself.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"needed is the array {name}, got {', '.join(file)[:100] or 'none'}")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ValueError(f"{name} is no array, or is stored in another file")
+    if found.chunks and np.prod(found.chunks, dtype=object) > CHUNK_SHARE * max(found.size, MIN_CHUNK):
+        raise ValueError(f"{name} has chunks of {found.chunks}, for an array of {found.shape}")
+    return found
+
+
+def texts(file: h5py.File, name: str, count: int) -> list[str]:
+    """The texts of an array of `count` texts of a fixed length.
+
+    Texts of any length are in a heap of the file, and HDF5 loops for ever in one that is damaged.
+
+    Raises:
+        ValueError: as `array`, or it holds no texts in UTF-8, another number of them, or too long ones.
+    """
+    found = array(file, name)
+    if found.dtype.kind != "S" or found.shape != (count,):
+        raise ValueError(
+            f"{name} must be {count} texts of a fixed length, as np.array(names, 'S') makes them, got {found.dtype} "
+            f"{found.shape}"
+        )
+    if found.nbytes > MAX_BYTES:
+        raise ValueError(f"{name} must have at most {MAX_BYTES} bytes, got {found.nbytes}")
+    return [text.decode() for text in found[()]]

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 import config
 import model
 from devices import precision
+from features import feature_files
 from images import splits
 from safety import atomic_files, hdf5_files
 from safety.errors import InputError
@@ -85,6 +86,8 @@ class Metadata(config.Section):
     settings: config.Settings
     split_sha256: str
     arrays_sha256: str
+    # Checkpoints from before features could be imported have none, and need none.
+    width: int = Field(None, ge=1, le=feature_files.MAX_WIDTH)
     decision: Decision = None
     familiar: FeatureStatistics = None
     cross_validated: CrossValidated = None
@@ -106,7 +109,7 @@ def save(network: keras.Model, path: Path, metadata: dict) -> None:
     with atomic_files.replacing(path) as temporary:
         network.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
-            content = {**metadata, "arrays_sha256": model.weights_hash(network)}
+            content = {**metadata, "arrays_sha256": model.weights_hash(network), "width": model.width(network)}
             archive.writestr(METADATA, json.dumps(content, indent=1))
 
 
@@ -150,7 +153,7 @@ def load(path: Path) -> tuple[keras.Model, dict]:
     try:
         metadata = _read_metadata(path)
         precision.use_device(metadata["settings"].train.precision)
-        network = model.build(metadata["settings"], load_weights=False)
+        network = model.build(metadata["settings"], load_weights=False, width=metadata.get("width"))
         _check_width(metadata, network)
         network.load_weights(path)
         if model.weights_hash(network) != metadata["arrays_sha256"]:
@@ -198,7 +201,7 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _check_width(metadata: dict, network: keras.Model) -> None:
-    width = network.get_layer("pooling").output.shape[-1]
+    width = model.width(network)
     for name in ("mean", "deviation") if metadata.get("familiar") else ():
         if len(metadata["familiar"][name]) != width:
             raise ValueError(f"familiar.{name} has {len(metadata['familiar'][name])} numbers, needed are {width}")

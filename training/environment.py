@@ -62,7 +62,7 @@ def describe(settings: config.Settings, network: keras.Model) -> dict:
         "seed": settings.data.seed,
         "settings": settings.model_dump(),
         "git_commit": git_commit(),
-        "weights_sha256": model.weights_hash(model.base_of(network)),
+        "weights_sha256": model.weights_hash(model.pooled(network)),
         "notice": data.notice(settings.data.root),
     }
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import config
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets, source
 from features.extraction import Features
 from images import splits
 from safety import signals
@@ -45,8 +45,9 @@ def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings
     tf.get_logger().setLevel("ERROR")
     plain = trained_on = None
     if _head_alone(settings):
-        plain = extraction.pooled(network, table, settings)
-        trained_on = extraction.pooled(network, table, settings, augmented=True) if settings.augment.active else plain
+        images = source.of(settings)
+        plain = images.pooled(network, table)
+        trained_on = images.pooled(network, table, augmented=True) if settings.augment.active else plain
     initial = model.head(network).get_weights()
     return Prepared(settings, table.reset_index(drop=True), network, initial, plain, trained_on)
 

@@ -14,7 +14,7 @@ import config
 import model
 from devices import keras_stack, strategy
 from devices.keras_stack import Batches
-from features import extraction, feature_datasets
+from features import extraction, feature_datasets, source
 from features.extraction import Features
 from images import audit, image_datasets
 from training import fine_tuning
@@ -70,14 +70,14 @@ def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list
 def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
     # Mean and variance come from the same views in both modes, so that both standardise alike.
-    standardize = settings.model.standardize and settings.model.base == "resnet50"
+    standardize = settings.model.standardize and settings.model.frozen
     if settings.cached or standardize:
         features = train_features(network, rows, settings)
     if standardize:
         model.standardize(network, *feature_datasets.statistics(features.array, features.places))
     if settings.cached:
         return head_on_features(
-            model.head(network), features, extraction.pooled(network, rows.valid, settings), settings
+            model.head(network), features, source.of(settings).pooled(network, rows.valid), settings
         )
     rate = model.cyclical_rate(settings.train, len(rows.train))
     return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings))
@@ -85,7 +85,7 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
 
 def train_features(network: keras.Model, rows: Rows, settings: config.Settings) -> Features:
     """The pooled features of the training rows, in `augment.views` views where training warps its images."""
-    return extraction.pooled(network, rows.train, settings, augmented=settings.augment.active)
+    return source.of(settings).pooled(network, rows.train, augmented=settings.augment.active)
 
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import config
 import model
-from features import extraction, feature_datasets
+from features import feature_datasets, source
 from features.extraction import Features
 from images import plot_style, splits
 from safety import atomic_files
@@ -56,11 +56,12 @@ def prepare(network: keras.Model, rows: phases.Rows, settings: config.Settings) 
     Raises:
         InputError: the limit of the cache or the disk is too small.
     """
-    train, valid = phases.train_features(network, rows, settings), extraction.pooled(network, rows.valid, settings)
+    train, valid = phases.train_features(network, rows, settings), source.of(settings).pooled(network, rows.valid)
     heads = {}
     for standardize in {settings.model.standardize, *settings.tune.standardize}:
         # The seed alone decides the head's initial weights, so they are those of a run; the base is not used.
-        whole = model.build(_changed(settings, model={"standardize": standardize}), load_weights=False)
+        changed = _changed(settings, model={"standardize": standardize})
+        whole = model.build(changed, load_weights=False, width=model.width(network))
         if standardize:
             model.standardize(whole, *feature_datasets.statistics(train.array, train.places))
         head = model.head(whole)

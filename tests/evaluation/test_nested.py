@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
-from tiny_tree import REAL, fold_rows
+from tiny_tree import fold_rows
 
 import config
+import crossval
 import data
+import model
 from evaluation import cross_validation, final_model, metrics, nested
 from evaluation.evaluation import Evaluation
+from features import source
 from images import folds, splits
 from safety.errors import InputError
 from training import out_of_fold
@@ -109,15 +112,18 @@ def test_poisoned_test_labels_and_pixels_change_nothing_that_was_chosen(unit, ru
     assert found["probability"] != same["probability"]
 
 
-def test_pooled_scores_are_those_of_an_independent_loop_of_scikit_learn():
-    file = REAL / "efficientnet-lite0.npz"
-    if not file.is_file():
-        pytest.skip(f"the real features are not at {file}")
-    with np.load(file) as real:
-        table, features = data.describe(pd.Series(real["filename"])), real["features"][:, :64].astype(float)
-    table["pixels"] = table.filename
-    drawn, labels = folds.draw(table, "patient", 5), table.label_int.to_numpy()
-    results = run(table, Heads(features, labels), plan_of("patient", 5, 1, False, False, "0.5"), drawn)
+def test_pooled_scores_of_the_real_features_are_those_of_an_independent_loop_of_scikit_learn(monkeypatch):
+    monkeypatch.chdir(config.DEFAULTS.parent)
+    settings, plan = config.load_settings("real.yaml"), plan_of("patient", 5, 1, False, False, "0.5")
+    table, drawn, _ = crossval.read_images(crossval.read_rows(settings), settings, plan)
+    images = source.of(settings)
+    taken = images.pooled(model.build(settings, width=images.width), table)
+    features, labels = taken.array[taken.places[:, 0], :64].astype(float), taken.labels
+    # The file itself, read by other means, with a name for each vector.
+    with np.load("examples/efficientnet-lite0.npz") as real:
+        vectors = pd.DataFrame(real["features"][:, :64].astype(float), real["filename"])
+    np.testing.assert_array_equal(features, vectors.loc[table.filename])
+    results = run(table, Heads(features, labels), plan, drawn)
     predictions = cross_validation.collect(results)
 
     fold = table.filename.map(drawn.set_index("filename").fold).to_numpy()
@@ -219,7 +225,7 @@ def test_a_slide_that_no_official_fold_tests_counts_as_training(tmp_path):
     predictions = data.describe(drawn.filename).assign(
         repeat=drawn["repeat"], fold=drawn.fold, probability=0.9, prediction="malignant", threshold=0.5
     )
-    table = cross_validation.images_of(predictions, settings.data, plan, {})
+    table = cross_validation.images_of(predictions, settings, plan, {})
     assert len(table) == rows.filename.nunique() > predictions.filename.nunique()
     patients = data.describe(rows.filename.str.rsplit("/", n=1).str[-1]).patient
     rows = rows.assign(patient=patients)
@@ -234,12 +240,9 @@ def test_a_slide_that_no_official_fold_tests_counts_as_training(tmp_path):
     by_fold = tested.assign(shared=[p in trained[f - 1] for p, f in zip(tested.patient, tested.fold)])
     assert found.shared_patient["all"] == pytest.approx(by_fold.groupby("fold").shared.mean().mean())
     left_out = table.filename[~table.filename.isin(drawn.filename)].iloc[0]
-    assert (
-        len(cross_validation.images_of(predictions, settings.data, plan, {"dropped": {left_out: "x"}}))
-        == len(table) - 1
-    )
+    assert len(cross_validation.images_of(predictions, settings, plan, {"dropped": {left_out: "x"}})) == len(table) - 1
     with pytest.raises(InputError, match="needs a row for each tested image, got none for SOB_"):
-        cross_validation.images_of(predictions, settings.data, plan, {"dropped": {drawn.filename[0]: "x"}})
+        cross_validation.images_of(predictions, settings, plan, {"dropped": {drawn.filename[0]: "x"}})
 
 
 def test_images_in_folds_share_their_slides_with_the_inner_validation(table):

@@ -11,8 +11,10 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from tiny_tree import fold_rows
 import config
 import data
 import model
+from features import feature_files
 from images import audit, decoding, external_images, splits
 from safety import command_line
 
@@ -147,6 +150,47 @@ def weights_content() -> st.SearchStrategy:
     return st.one_of(st.binary(max_size=100), spliced(valid, pieces), overwritten(valid, pieces))
 
 
+def features_content(write) -> Callable:
+    """Contents of a feature file, from a valid one that `write` makes."""
+
+    def contents() -> st.SearchStrategy:
+        names, values = ["b.png", "a.png", "c.png"], np.random.RandomState(0).rand(3, 4).astype(np.float32)
+        with tempfile.TemporaryDirectory() as place:
+            write(Path(place, "a"), names, values)
+            valid = next(Path(place).iterdir()).read_bytes()
+        pieces = [
+            bytes(8),
+            b"\xff" * 8,
+            b"nan",
+            b"1e999",
+            b"features",
+            b"filename",
+            b"TREE",
+            b"PK\3\4",
+            b",",
+            b'"',
+            b"\n",
+        ]
+        return st.one_of(st.binary(max_size=100), spliced(valid, pieces), overwritten(valid, pieces))
+
+    return contents
+
+
+def write_csv(path, names, values):
+    rows = [[name, *map(str, row)] for name, row in zip(names, values)]
+    path.write_text("\n".join(map(",".join, [["filename", "0", "1", "2", "3"], *rows])))
+
+
+def write_hdf5(path, names, values):
+    with h5py.File(path, "w") as file:
+        file["filename"] = np.array(names, "S")
+        file.create_dataset("features", data=values, chunks=(2, 4), compression="gzip")
+
+
+def write_npz(path, names, values):
+    np.savez_compressed(path, filename=np.array(names), features=values)
+
+
 def overwritten(valid: bytes, pieces: list[bytes]) -> st.SearchStrategy:
     """The valid content with up to three places overwritten, so that all after them keep their addresses."""
     used = [place for place in range(len(valid)) if valid[place]]
@@ -189,6 +233,9 @@ TARGETS = {
     "config.yaml": (settings_content, read_settings, 4000),
     "PNG": (png_content, read_image, 12000),
     "weights.h5": (weights_content, read_weights, 4000),
+    "features.npz": (features_content(write_npz), feature_files.read, 700),
+    "features.csv": (features_content(write_csv), feature_files.read, 700),
+    "features.h5": (features_content(write_hdf5), feature_files.read, 700),
 }
 
 
