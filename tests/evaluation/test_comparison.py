@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -167,3 +169,21 @@ def test_a_cnn_and_a_resnet_are_two_configurations(tmp_path):
     assert [label.get_text() for label in charted(runs).get_xticklabels()] == ["patient\nresnet50", "patient\ncnn"]
     seeds = comparison.summarize_seeds(tabulated(runs), list(comparison.distinguish(runs)))
     assert seeds.index.tolist() == [("patient", "resnet50"), ("patient", "cnn")]
+
+
+def test_cross_validations_are_shown_by_balanced_accuracy_with_interval_and_patients():
+    results = {
+        "protocol": "patient", "n": 599, "balanced_accuracy": 0.6604, "sensitivity": 0.7, "specificity": 0.62,
+        "patients_by_class": {"benign": 13, "malignant": 27}, "leaks": {"shared": {"patient": 0.0}},
+        "intervals": {"balanced_accuracy": {"headline": [0.5, 0.8]}}, "cross_validation": {},
+    }  # fmt: skip
+    alone = {**results, "protocol": "fold", "intervals": {"balanced_accuracy": {"headline": None}}}
+    folders = {Path("runs/=a"): results, Path("runs/b"): alone}
+    table = comparison.headline({run: Evaluation(each, None, run, "", None, {}) for run, each in folders.items()})
+    first, second = comparison.in_words(table).to_dict("records")
+    assert first["run"] == "'=a" and first["95 % over patients"] == "0.500 to 0.800" and first["images"] == 599
+    assert first["balanced accuracy"] == "0.660" and first["patients (benign + malignant)"] == "13 + 27"
+    assert second["95 % over patients"] == "-" and second["patient in training"] == "0%"
+    axis = evaluation_plots.cross_validations(table).axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [0.6604, 0.6604]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["patient", "fold"]
