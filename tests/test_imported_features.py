@@ -14,6 +14,7 @@ from imported_features import VALUES, names_of, overrides_for, write_features
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
 import crossval
+import data
 import evaluate
 import predict
 import train
@@ -128,6 +129,11 @@ def test_other_features_are_refused_when_a_run_goes_on_or_is_evaluated(copy, wor
             evaluate.main(["runs/one"])
     finally:
         file.write_bytes(before)
+
+
+def test_what_opens_images_says_so_in_a_line(tmp_path):
+    with pytest.raises(InputError, match="model.base: data.py opens images, so all but file are allowed"):
+        data.main(overrides_for(tmp_path))
 
 
 def test_the_search_runs_on_the_features(tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def test_pooled_scores_of_the_real_features_are_those_of_an_independent_loop_of_
     monkeypatch.chdir(config.DEFAULTS.parent)
     settings, plan = config.load_settings("real.yaml"), plan_of("patient", 5, 1, False, False, "0.5")
     table, drawn, _ = crossval.read_images(crossval.read_rows(settings), settings, plan)
+    assert len(table) == 599 and table.groupby("label").patient.nunique().to_dict() == {"benign": 13, "malignant": 27}
     images = source.of(settings)
     taken = images.pooled(model.build(settings, width=images.width), table)
     features, labels = taken.array[taken.places[:, 0], :64].astype(float), taken.labels
