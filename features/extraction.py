@@ -32,7 +32,7 @@ from tqdm import tqdm
 import config
 import model
 from devices import strategy
-from features import store
+from features import inference_form, store
 from features.store import Store
 from images import audit, decoding, warp
 from safety import atomic_files
@@ -40,8 +40,8 @@ from safety.errors import InputError
 
 # Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
 BATCH = 32
-# To be raised when the same settings give other features than before.
-VERSION = 1
+# To be raised when the same settings give other features, or other decoded images, than before.
+VERSION, IMAGES_VERSION = 2, 1
 
 
 class Features(NamedTuple):
@@ -147,7 +147,7 @@ def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, au
     extraction = Extraction(
         part,
         Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
-        Store(store.CACHE / f"images-{VERSION}-{size}", (size, size, 3), np.uint8),
+        Store(store.CACHE / f"images-{IMAGES_VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
         settings.augment if augmented else None,
         settings.data.seed,
@@ -248,7 +248,9 @@ def _compute(extraction: Extraction, passes: list[Pass]) -> None:
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
-    return strategy.replicate(model.feature_function(part, BATCH))
+    # The copy's variables would be created by some workers only, and TensorFlow would wait for the others.
+    form = part if strategy.is_distributed() else inference_form.fold(part)
+    return strategy.replicate(model.feature_function(form, BATCH))
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:
