@@ -7,6 +7,8 @@ from tiny_tree import tiny_settings
 
 import config
 import model
+from backbones import networks
+from backbones.table import BASES
 from devices import precision
 from safety.errors import InputError
 
@@ -159,7 +161,8 @@ def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkey
 def test_imagenet_weights_are_those_that_keras_applications_names():
     from keras.src.applications import resnet
 
-    assert model.IMAGENET_URL == resnet.BASE_WEIGHTS_PATH and resnet.WEIGHTS_HASHES["resnet50"][1] == model.IMAGENET_MD5
+    assert BASES["resnet50"].digest == resnet.WEIGHTS_HASHES["resnet50"][1]
+    assert networks.SERVER + BASES["resnet50"].weights == resnet.BASE_WEIGHTS_PATH + BASES["resnet50"].file
 
 
 def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
