@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -44,16 +43,24 @@ class Base(NamedTuple):
         return self.weights.rpartition("/")[2]
 
 
-def _residual(*counts: int) -> tuple[str, ...]:
-    """The residual blocks of a ResNet, by their number in each stage."""
-    return tuple(_names("conv{}_block{}", enumerate(counts, 2)))
-
-
-def _names(pattern: str, counts: Iterator[tuple[int, int]]) -> Iterator[str]:
-    return (pattern.format(stage, block) for stage, count in counts for block in range(1, count + 1))
+def _names(pattern: str, counts: dict[int, int]) -> tuple[str, ...]:
+    """The names of blocks that are numbered within numbered stages; counts: stage -> its blocks."""
+    return tuple(pattern.format(stage, block) for stage, count in counts.items() for block in range(1, count + 1))
 
 
 NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+LETTERED = tuple(
+    f"block{stage}{letter}"
+    for stage, letters in enumerate(("a", "ab", "ab", "abc", "abcde", "abcdefgh"), 1)
+    for letter in letters
+)
 BASES = {
-    "resnet50": Base("ResNet50", "caffe", 2048, 23_587_712, f"resnet/resnet50_{NOTOP}", "4d473c1dd8becc155b73f8504c6f6626", _residual(3, 4, 6, 3)),
+    "resnet50": Base("ResNet50", "caffe", 2048, 23_587_712, f"resnet/resnet50_{NOTOP}", "4d473c1dd8becc155b73f8504c6f6626", _names("conv{}_block{}", {2: 3, 3: 4, 4: 6, 5: 3})),
+    "resnet101": Base("ResNet101", "caffe", 2048, 42_658_176, f"resnet/resnet101_{NOTOP}", "88cf7a10940856eca736dc7b7e228a21", _names("conv{}_block{}", {2: 3, 3: 4, 4: 23, 5: 3})),
+    "vgg16": Base("VGG16", "caffe", 512, 14_714_688, f"vgg16/vgg16_{NOTOP}", "6d6bbae143d832006294945121d1f1fc", ("block2", "block3", "block4", "block5"), last_convolution="block5_conv3"),
+    "inception_v3": Base("InceptionV3", "tf", 2048, 21_802_784, f"inception_v3/inception_v3_{NOTOP}", "bcbd6486424b2319ff4ef7d526e38f63", tuple(f"mixed{n}" for n in range(1, 11)), tuple(f"mixed{n}" for n in range(10)), size=299, smallest=75),
+    "densenet121": Base("DenseNet121", "torch", 1024, 7_037_504, f"densenet/densenet121_{NOTOP}", "30ee3e1110167f948a6b9946edeeb738", ("conv2", "conv3", "conv4", "conv5")),
+    "mobilenet_v2": Base("MobileNetV2", "tf", 1280, 2_257_984, "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", None, tuple(f"block_{n}" for n in range(1, 17))),
+    "efficientnetv2b0": Base("EfficientNetV2B0", "torch", 1280, 5_919_312, "efficientnet_v2/efficientnetv2-b0_notop.h5", "893217f2bb855e2983157299931e43ff", LETTERED, preprocesses=True),
+    "convnext_tiny": Base("ConvNeXtTiny", "torch", 768, 27_820_128, "convnext/convnext_tiny_notop.h5", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1", ("stage_0", "stage_1", "stage_2", "stage_3"), preprocesses=True),
 }  # fmt: skip
