@@ -7,8 +7,6 @@ from tiny_tree import tiny_settings
 
 import config
 import model
-from backbones import networks
-from backbones.table import BASES
 from devices import precision
 from safety.errors import InputError
 
@@ -156,13 +154,6 @@ def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkey
     (name, url), options = asked[0]
     assert url.endswith(name) and options == {"cache_subdir": "models", "file_hash": "4d473c1dd8becc155b73f8504c6f6626"}
     np.testing.assert_array_equal(network.get_layer("resnet50").get_weights()[0], base.get_weights()[0])
-
-
-def test_imagenet_weights_are_those_that_keras_applications_names():
-    from keras.src.applications import resnet
-
-    assert BASES["resnet50"].digest == resnet.WEIGHTS_HASHES["resnet50"][1]
-    assert networks.SERVER + BASES["resnet50"].weights == resnet.BASE_WEIGHTS_PATH + BASES["resnet50"].file
 
 
 def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
