@@ -133,7 +133,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _starts_at_a_block_of_the_base(self) -> Model:
-        blocks = ["none", *(BASES[self.base].blocks if self.frozen else ())]
+        blocks = ["none", *(BASES[self.base].blocks if self.base in BASES else ())]
         if self.trainable_from not in blocks:
             allowed = f"trainable_from: allowed with base {self.base}: {', '.join(blocks)}"
             raise ValueError(f"{allowed}, got {self.trainable_from!r}")
@@ -141,8 +141,8 @@ class Model(Section):
 
     @property
     def frozen(self) -> bool:
-        """Whether the base is pretrained and keeps its weights while the head is trained."""
-        return self.base in BASES
+        """Whether the pooled features of an image stay the same while the head is trained."""
+        return self.base != "cnn"
 
 
 class Train(Section):
@@ -219,7 +219,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _images_as_large_as_the_base_needs(self) -> Settings:
         base, size = self.model.base, self.data.image_size
-        if self.model.frozen and size < BASES[base].smallest:
+        if base in BASES and size < BASES[base].smallest:
             raise ValueError(f"data.image_size: must be at least {BASES[base].smallest} with base {base}, got {size}")
         return self
 

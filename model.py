@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import config
 from backbones import networks
+from backbones.table import BASES
 from devices import keras_stack, precision
 
 HEAD = "head_alone"
@@ -30,10 +31,10 @@ def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
         InputError: the weights are missing, cannot be fetched, or are not those of the base without top.
     """
     name, weights = settings.model.base, settings.model.weights if load_weights else "random"
-    if settings.model.frozen:
+    if name in BASES:
         base = networks.pretrained(name, weights)
     keras.utils.set_random_seed(settings.data.seed)
-    if not settings.model.frozen:
+    if name == "cnn":
         base = networks.cnn()
     size = settings.data.image_size
     images = keras.Input((size, size, 3), name="image")
