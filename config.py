@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
+from backbones.table import BASES
 from safety import limits
 from safety.errors import InputError
 
@@ -118,30 +119,30 @@ class Augment(Section):
         return any(self.model_dump(exclude={"views"}).values())
 
 
-# The residual blocks of ResNet50, from input to output.
-BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 6, 3), 2) for block in range(blocks)]
-
-
 class Model(Section):
-    base: Literal["resnet50", "cnn"] = Field(
-        description="resnet50 (frozen up to trainable_from) or cnn (small, trained from scratch)"
+    base: Literal[(*BASES, "cnn")] = Field(
+        description=f"{', '.join(BASES)} (frozen up to trainable_from) or cnn (small, trained from scratch)"
     )
-    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of the base without top")
     standardize: bool = Field(
-        description="scale resnet50's pooled features by their training mean and deviation before the head"
+        description="scale a frozen base's pooled features by their training mean and deviation before the head"
     )
-    trainable_from: Literal[("none", *BLOCKS)] = Field(
-        description="first block of resnet50 to fine-tune, conv2_block1 to conv5_block3 (later ones follow), or none"
+    trainable_from: str = Field(
+        description="first block of the base to fine-tune (later ones follow), as docs/backbones.md lists them, or none"
     )
 
     @model_validator(mode="after")
-    def _only_resnet50_has_blocks(self) -> Model:
-        if self.base != "resnet50" and self.trainable_from != "none":
-            raise ValueError(
-                f"trainable_from must be none with base {self.base}, which is trained whole; "
-                f"{', '.join(BLOCKS)} are blocks of resnet50, got {self.trainable_from}"
-            )
+    def _starts_at_a_block_of_the_base(self) -> Model:
+        blocks = ["none", *(BASES[self.base].blocks if self.base in BASES else ())]
+        if self.trainable_from not in blocks:
+            allowed = f"trainable_from: allowed with base {self.base}: {', '.join(blocks)}"
+            raise ValueError(f"{allowed}, got {self.trainable_from!r}")
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the pooled features of an image stay the same while the head is trained."""
+        return self.base != "cnn"
 
 
 class Train(Section):
@@ -215,10 +216,17 @@ class Settings(Section):
     train: Train
     tune: Tune
 
+    @model_validator(mode="after")
+    def _images_as_large_as_the_base_needs(self) -> Settings:
+        base, size = self.model.base, self.data.image_size
+        if base in BASES and size < BASES[base].smallest:
+            raise ValueError(f"data.image_size: must be at least {BASES[base].smallest} with base {base}, got {size}")
+        return self
+
     @property
     def cached(self) -> bool:
         """Whether training reads features from the cache; a base that is trained has no constant features."""
-        return self.train.features == "cached" and self.model.base == "resnet50"
+        return self.train.features == "cached" and self.model.frozen
 
     @property
     def fine_tuned(self) -> bool:
@@ -314,7 +322,8 @@ def _explain(item: Any) -> str:
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
-    return f"{name}: {message[0].lower()}{message[1:]}{got}"
+    # A check of several sections names the key by itself.
+    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 def setting_names() -> list[str]:

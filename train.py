@@ -151,8 +151,8 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     name = "tune" if trials else "find-lr"
     if not settings.cached:
         raise InputError(
-            f"--{name} trains the head on cached features: allowed are train.features=cached and "
-            f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
+            f"--{name} trains the head on cached features: allowed are train.features=cached and a "
+            f"frozen model.base, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
     again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""

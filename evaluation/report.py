@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.metrics import classification_report
 
 import data
+from backbones.table import BASES
 from evaluation import bootstrap, calibration, figures, metrics
 from evaluation.evaluation import RESEARCH_ONLY, Evaluation
 from images import leaks
@@ -166,6 +167,7 @@ def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure
     return template.get_template("report.html.jinja").render(
         evaluation=evaluation,
         results=results,
+        network=BASES[results["base"]].constructor if results["base"] in BASES else results["base"],
         cross_validated="cross_validation" in results,
         tiles=TILES if "cross_validation" in results else TILES - {"balanced_accuracy"},
         spread_scores=metrics.SPREAD,

@@ -48,7 +48,7 @@ class Features(NamedTuple):
     """Features and labels of rows: view v of row r is array[places[r, v]].
 
     Attributes:
-        array: memory map (places in the cache, *shape), float32; shape is (2048,) for ResNet50's pooled features.
+        array: memory map (places in the cache, *shape), float32; shape is (2048,) for the pooled features of ResNet50.
         places: (rows, views), int64.
         labels: (rows,), 0 for benign and 1 for malignant.
     """

@@ -70,7 +70,7 @@ def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list
 def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
     # Mean and variance come from the same views in both modes, so that both standardise alike.
-    standardize = settings.model.standardize and settings.model.base == "resnet50"
+    standardize = settings.model.standardize and settings.model.frozen
     if settings.cached or standardize:
         features = train_features(network, rows, settings)
     if standardize:
