@@ -334,7 +334,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     defaults = _read_yaml(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
-        f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
+        f"  {section}.{key + '=':<18} {field.description} [{limits.to_yaml(defaults[section][key])}]"
         for section, keys in _fields().items()
         for key, field in keys.items()
     )

@@ -32,7 +32,8 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
     settings, table, results = prepared.settings, prepared.table, evaluation.results
     rows = np.arange(len(table))
     # A phase needs a row to predict, and nobody reads this prediction.
-    network, _ = out_of_fold.fit(prepared, rows, rows[:1], epochs(results["cross_validation"]["choices"]))
+    chosen = epochs(results["cross_validation"]["choices"])
+    network, _ = out_of_fold.fit(prepared, rows, rows[:1], chosen, every_epoch=False)
     features = extraction.pooled(network, table, settings, augmented=settings.cached and settings.augment.active)
     path = folder / "best_model.keras"
     checkpoint.save(
