@@ -20,7 +20,8 @@ from safety.errors import InputError
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # The way out that messages about missing data give.
 GET_DATA = (
-    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which needs no data set"
+    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
+    "that --config sample.yaml reads"
 )
 
 

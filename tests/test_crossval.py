@@ -10,7 +10,7 @@ from tiny_tree import tiny_settings
 import crossval
 import evaluate
 import predict
-from evaluation import cross_validation, figures, nested
+from evaluation import calibration, cross_validation, figures, nested
 from images import folds
 from safety.errors import InputError
 from training import changed_settings, checkpoint
@@ -56,6 +56,11 @@ def test_the_evaluation_is_that_of_the_pooled_predictions(work):
     for name in ("predictions", "misclassified"):
         assert {"repeat", "fold"} <= set(pd.read_csv(folder / f"{name}.csv"))
     assert results["balanced_accuracy"] == pytest.approx(right.groupby(oof.label).mean().mean())
+    patients = oof.groupby("label").patient.nunique() - oof.groupby(["fold", "label"]).patient.nunique()
+    fitted = [patients[fold].min() >= 5 for fold in (1, 2)]
+    assert results["calibration"]["folds_fitted"] == [sum(fitted), 2]
+    assert results["calibration"]["temperature_fitted"] == all(fitted)
+    assert calibration.describe_temperature(results["calibration"])[1:] in page
     assert results["n"] == len(oof) and results["leaks"]["shared"] == {"image": 0, "slide": 0, "patient": 0}
     by_fold = pd.DataFrame(results["cross_validation"]["by_fold"])
     expected = [right[oof.fold == fold].groupby(oof.label).mean().mean() for fold in (1, 2)]

@@ -68,7 +68,9 @@ def test_a_run_of_the_same_name_with_other_settings_is_refused_before_the_first_
     assert grid.main(["a", f"data.seed={seeds}"]) == 0
     trained.clear()
     name = "a" if seeds == "0" else "a-2"
-    with pytest.raises(InputError, match=f"runs/{name} was started with train.epochs=12, got 3; change it back, or give"):
+    with pytest.raises(
+        InputError, match=f"runs/{name} was started with train.epochs=12, got 3; change it back, or give"
+    ):
         grid.main(["a", "data.seed=2,3" if "," in seeds else "data.seed=0", "train.epochs=3"])
     with pytest.raises(InputError, match=r"train.precision=float32, got bfloat16 \(and 1 more that differ\)"):
         grid.main(["a", f"data.seed={seeds}", "train.precision=bfloat16", "train.strategy=one"])

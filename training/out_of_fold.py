@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
         network: of `model.build`.
         initial: the weights of the head before training.
         plain: the features of each image, where a head alone is trained on cached ones, else None.
-        trained_on: the same in `augment.views` views, where training reads warped ones.
+        trained_on: of `phases.train_features`, in the same case.
     """
 
     settings: config.Settings
@@ -46,7 +46,7 @@ def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings
     plain = trained_on = None
     if _head_alone(settings):
         plain = extraction.pooled(network, table, settings)
-        trained_on = extraction.pooled(network, table, settings, augmented=True) if settings.augment.active else plain
+        trained_on = phases.train_features(network, table, settings)
     initial = model.head(network).get_weights()
     return Prepared(settings, table.reset_index(drop=True), network, initial, plain, trained_on)
 
