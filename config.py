@@ -21,7 +21,8 @@ from safety.errors import InputError
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # The way out that messages about missing data give.
 GET_DATA = (
-    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which needs no data set"
+    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
+    "that --config sample.yaml reads"
 )
 
 
@@ -343,7 +344,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     defaults = _read_yaml(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
-        f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
+        f"  {section}.{key + '=':<18} {field.description} [{limits.to_yaml(defaults[section][key])}]"
         for section, keys in _fields().items()
         for key, field in keys.items()
     )

@@ -13,6 +13,7 @@ import safety.startup
 safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -225,7 +226,10 @@ def main(arguments: list[str]) -> int:
         return show_audit(table, settings.data, Path(args.out))
     parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
     if "pixels" not in parts and settings.data.protocol != "row":
-        print("note: train.py may split differently, since equal pixels are not known yet; first run data.py --audit")
+        again = shlex.join(
+            ["python", "data.py", "--audit", *(["--config", args.config] if args.config else []), *args.overrides]
+        )
+        print(f"note: train.py may split differently, since equal pixels are not known yet; first run: {again}")
     parts = splits.split(parts, settings.data)
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():

@@ -27,14 +27,14 @@ class Batches(NamedTuple):
     Attributes:
         train_from: gives the training batches of all epochs from one on; the last batch of an epoch may be smaller.
         steps: training batches in an epoch.
-        valid: the validation batches.
-        valid_steps: their number.
+        valid: the validation batches; None for none.
+        valid_steps: their number; None for none.
     """
 
     train_from: Callable[[int], tf.data.Dataset]
     steps: int
-    valid: tf.data.Dataset
-    valid_steps: int
+    valid: tf.data.Dataset | None
+    valid_steps: int | None
 
 
 @keras.saving.register_keras_serializable("breakhis")
@@ -124,7 +124,7 @@ def fit(
             distribute(batches.train_from(first), weighted=True),
             initial_epoch=first,
             steps_per_epoch=batches.steps,
-            validation_data=distribute(batches.valid),
+            validation_data=None if batches.valid is None else distribute(batches.valid),
             validation_steps=batches.valid_steps,
             **options,
         ).history
