@@ -12,11 +12,14 @@ import tensorflow as tf
 
 import config
 from devices import keras_stack, precision
+from devices.many_steps import ManySteps
 from safety import hdf5_files
 from safety.errors import InputError
 
 CAFFE_MEAN = [103.939, 116.779, 123.68]
 HEAD = "head_alone"
+# That the head takes in a call from Python; 32 MiB of ResNet50's features.
+ROWS_AT_ONCE = 4096
 IMAGENET = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
 IMAGENET_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
@@ -141,7 +144,9 @@ def head(model: keras.Model) -> keras.Model:
     x = features
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
         x = layer(x)
-    return keras.Model(features, x, name=HEAD)
+    # Several devices each take a part of every batch, which only Keras' own training does.
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return (keras.Model if several else ManySteps)(features, x, name=HEAD)
 
 
 def pooled(model: keras.Model) -> keras.Model:
@@ -236,7 +241,7 @@ def compile_model(
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
-        steps_per_execution=64 if model.name == HEAD else 1,
+        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == HEAD else 1,
         # XLA adds in another order; Keras 3 would choose it by itself.
         jit_compile=False,
     )
