@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 import os
@@ -31,7 +31,6 @@ import data
 import model
 from devices import precision, strategy
 from evaluation import cross_validation, final_model, nested
-from evaluation.nested import Plan
 from images import audit, folds, splits
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
@@ -73,7 +72,7 @@ def main(arguments: list[str]) -> None:
         cross_validate(folder, settings, plan, args)
 
 
-def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
+def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Plan]:
     """The settings, with the name of the folder as train.run, and the plan.
 
     Raises:
@@ -102,7 +101,7 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     if "TF_CONFIG" in os.environ and settings.train.strategy != "one":
         raise InputError("TF_CONFIG: a cross-validation is divided among hosts with --share; unset TF_CONFIG")
     published = unit == "patient" and args.folds == 5 and not (args.draw or args.official)
-    plan = Plan(
+    plan = nested.Plan(
         unit=unit,
         folds=args.folds,
         repeats=args.repeats,
@@ -140,7 +139,7 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
         )
 
 
-def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: argparse.Namespace) -> None:
+def cross_validate(folder: Path, settings: config.Settings, plan: nested.Plan, args: argparse.Namespace) -> None:
     """Trains and tests the missing folds of this share, then evaluates all if none is missing."""
     settings = precision.with_precision(cross_validation_files.with_known_precision(folder, settings))
     rows = read_rows(settings)
@@ -180,12 +179,14 @@ def read_rows(settings: config.Settings) -> pd.DataFrame:
     return rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
 
 
-def with_folds_found(plan: Plan, rows: pd.DataFrame) -> Plan:
+def with_folds_found(plan: nested.Plan, rows: pd.DataFrame) -> nested.Plan:
     """The plan, whose folds are drawn where the published ones lack a patient of the rows."""
     return plan.model_copy(update={"published": plan.published and folds.is_published(rows)})
 
 
-def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+def read_images(
+    rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan
+) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
     audit.image_folder(settings.data.root)
     draw_folds(rows, settings, plan)
@@ -194,7 +195,7 @@ def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tu
     return table, draw_folds(rows, settings, plan), dropped
 
 
-def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.DataFrame:
+def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan) -> pd.DataFrame:
     """The tested images: filename, repeat, fold."""
     if plan.official:
         return folds.official(rows)
@@ -204,7 +205,7 @@ def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.
 
 
 def test_fold(
-    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: Plan
+    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: nested.Plan
 ) -> None:
     """Tests an outer fold and writes its file."""
     path = cross_validation_files.path(folder, *pair)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import json
 import sys
@@ -24,7 +24,6 @@ from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
-LABELS = splits.LABELS
 # The subtype code in a file name -> class and folder of the subtype.
 SUBTYPES = {
     "A": ("benign", "adenosis"),
@@ -163,7 +162,7 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
         {
             "filename": filenames,
             "label": label,
-            "label_int": label.map(LABELS.index, na_action="ignore"),
+            "label_int": label.map(splits.LABELS.index, na_action="ignore"),
             "subtype": subtype,
             "slide": parts.slide,
             "patient": parts.patient,
