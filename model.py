@@ -214,7 +214,10 @@ class BalancedLoss(keras.metrics.Metric):
 
 
 def compile_model(
-    model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
+    model: keras.Model,
+    train: config.Train,
+    rate: keras.optimizers.schedules.LearningRateSchedule,
+    measured: bool = True,
 ) -> None:
     """Compiles a model with SGD, binary cross-entropy, and the metrics of the thesis and AUC.
 
@@ -222,6 +225,7 @@ def compile_model(
         model: the whole network or a part that ends with the head.
         train: the section `train` of the settings, for the momentum and the loss that chooses the epoch.
         rate: the learning rate as a function of the step.
+        measured: whether to compute the metrics; else the loss alone.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     if several:
@@ -233,11 +237,7 @@ def compile_model(
         metrics=[
             # With several devices Keras' own loss of an epoch is the mean over the parts of batches, not over the rows.
             *([keras.metrics.BinaryCrossentropy(name="loss")] if several else []),
-            "accuracy",
-            keras.metrics.Precision(name="precision"),
-            keras.metrics.Recall(name="recall"),
-            keras.metrics.AUC(name="auc"),
-            *([BalancedLoss()] if train.select == "balanced" else []),
+            *(_metrics(train) if measured else []),
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
@@ -245,6 +245,16 @@ def compile_model(
         # XLA adds in another order; Keras 3 would choose it by itself.
         jit_compile=False,
     )
+
+
+def _metrics(train: config.Train) -> list:
+    return [
+        "accuracy",
+        keras.metrics.Precision(name="precision"),
+        keras.metrics.Recall(name="recall"),
+        keras.metrics.AUC(name="auc"),
+        *([BalancedLoss()] if train.select == "balanced" else []),
+    ]
 
 
 def weights_hash(model: keras.Model) -> str:

@@ -110,15 +110,9 @@ def fit(
             options = {**options, "verbose": 2}
     else:
         train = distribute(batches.one_by_one(first), weighted=True)
-    return trained.fit(
-        train,
-        initial_epoch=first,
-        steps_per_epoch=batches.steps,
-        validation_data=distribute(batches.valid),
-        validation_steps=batches.valid_steps,
-        shuffle=False,
-        **options,
-    ).history
+    if batches.valid is not None:
+        options = {**options, "validation_data": distribute(batches.valid), "validation_steps": batches.valid_steps}
+    return trained.fit(train, initial_epoch=first, steps_per_epoch=batches.steps, shuffle=False, **options).history
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list:

@@ -16,14 +16,14 @@ class Batches(NamedTuple):
         train_from: gives the training batches of all epochs from one on, as inputs and labels; the last batch of an
             epoch may be smaller.
         steps: training batches in an epoch.
-        valid: the validation batches.
+        valid: the validation batches, or None to train without validation.
         valid_steps: their number.
         load: reads what the model takes, where `train_from` gives only the places of the rows in the feature cache.
     """
 
     train_from: Callable[[int | tf.Tensor], tf.data.Dataset]
     steps: int
-    valid: tf.data.Dataset
+    valid: tf.data.Dataset | None
     valid_steps: int
     load: Callable[[tf.Tensor], tf.Tensor] = tf.identity
 

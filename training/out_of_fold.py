@@ -78,8 +78,10 @@ def fit(
         if count == 0:
             continue
         phase.begin(None)
-        model.compile_model(phase.trained, prepared.settings.train, phase.rate)
-        shortened = phase._replace(epochs=range(phase.epochs.start, phase.epochs.start + count))
+        # The predictions of each epoch are kept instead of its metrics.
+        model.compile_model(phase.trained, prepared.settings.train, phase.rate, measured=False)
+        epochs_of_phase = range(phase.epochs.start, phase.epochs.start + count)
+        shortened = phase._replace(epochs=epochs_of_phase, batches=phase.batches._replace(valid=None))
         recorder = _Predictions(phase, predicted)
         with signals.deferred() as received:
             phases.fit(shortened, [recorder, callbacks.StopOnSignal(received)], phase.epochs.start, verbose=0)
