@@ -79,11 +79,12 @@ def fit(
         if count == 0:
             continue
         phase.begin(None)
-        model.compile_model(phase.trained, prepared.settings.train, phase.rate)
+        # The predictions of each epoch are kept instead of its metrics.
+        model.compile_model(phase.trained, prepared.settings.train, phase.rate, measured=False)
         shortened = phase._replace(
             epochs=range(phase.epochs.start, phase.epochs.start + count),
             # Keras would predict the images once more to compute its own loss.
-            batches=phase.batches._replace(valid=None, valid_steps=None),
+            batches=phase.batches._replace(valid=None),
         )
         after_epoch = _AfterEpoch(phase, predicted if every_epoch else None)
         with signals.deferred() as received:
