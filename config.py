@@ -110,11 +110,18 @@ class Augment(Section):
     shear: Amount = Field(ge=0, le=45, description="degrees to either side, 0 to 45")
     zoom: Amount = Field(ge=0, le=0.9, description="share of the size, in or out, 0 to 0.9")
     flip: Switch = Field(description="mirror half of the images left to right")
-    views: int = Field(ge=1, le=1000, description="warped versions of each image in the feature cache, 1 or more")
+    # Runs and checkpoints from before these settings have no keys for them.
+    turns: Switch = Field(False, description="turn each image to one of its 8 exact quarter turns and mirrors")
+    stain: Amount = Field(
+        0.0, ge=0, le=0.5, description="share of haematoxylin, eosin and residual, and optical density, 0 to 0.5"
+    )
+    contrast: Amount = Field(0.0, ge=0, le=0.9, description="share of the contrast, more or less, 0 to 0.9")
+    brightness: Amount = Field(0.0, ge=0, le=0.5, description="share of the range from black to white, 0 to 0.5")
+    views: int = Field(ge=1, le=1000, description="augmented versions of each image in the feature cache, 1 or more")
 
     @property
     def active(self) -> bool:
-        """Whether any kind of warp is on."""
+        """Whether any kind of augmentation is on."""
         return any(self.model_dump(exclude={"views"}).values())
 
 

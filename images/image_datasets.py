@@ -9,7 +9,10 @@ import pandas as pd
 import tensorflow as tf
 
 import config
-from images import decoding, warp
+from images import augmentation, decoding, warp
+
+# Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
+OTHER_DRAWS = 2**31
 
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
@@ -38,7 +41,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
         )
         batches = images.batch(settings.train.batch_size).enumerate(start=1)
         return batches.map(
-            lambda step, batch: (_warp_at(batch[0], settings, number, step), batch[1]),
+            lambda step, batch: (_augment_at(batch[0], settings, number, step), batch[1]),
             tf.data.AUTOTUNE,
         )
 
@@ -68,11 +71,14 @@ def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.map(lambda name, image, label: (image, label))
 
 
-def _warp_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    draws = tf.random.stateless_uniform(
-        (tf.shape(images)[0], warp.DRAWS), seed(settings.data.seed, epoch, step), -1.0, 1.0
-    )
-    return warp.warp(images, settings.augment, draws)
+def _augment_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    def uniform(count: int, step: tf.Tensor) -> tf.Tensor:
+        shape = (tf.shape(images)[0], count)
+        return tf.random.stateless_uniform(shape, seed(settings.data.seed, epoch, step), -1.0, 1.0)
+
+    # A seed of their own for all but the warp, so that its draws are those of earlier versions.
+    draws = [uniform(warp.DRAWS, step), uniform(augmentation.DRAWS - warp.DRAWS, step + OTHER_DRAWS)]
+    return augmentation.augment(images, settings.augment, tf.concat(draws, axis=1))
 
 
 def epoch_order(rows: int, run_seed: int, epoch: tf.Tensor) -> tf.Tensor:
