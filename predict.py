@@ -39,11 +39,12 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+import config
 import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
 from features import extraction
-from images import external_images, other_files, turns
+from images import external_images, other_files, stain_normalization, turns
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
 from training import checkpoint, decision
@@ -138,7 +139,7 @@ def predict(
     base, head = model.feature_function(model.pooled(network), extraction.BATCH), model.head(network)
     tables = []
     familiar, views = about.get("familiar"), about.get("views", 1)
-    for start, images, errors in _batches(paths, about["settings"].data.image_size):
+    for start, images, errors in _batches(paths, about["settings"].data):
         features = [_pooled_features(base, images, view) for view in range(views)]
         rows = pd.DataFrame({"file": paths[start : start + len(images)], "error": errors})
         rows["probability"] = np.mean([head.predict_on_batch(each)[:, 0] for each in features], axis=0).astype(float)
@@ -150,12 +151,17 @@ def predict(
     return table.assign(views=views) if views > 1 else table
 
 
-def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
+def _batches(paths: list[Path], data: config.Data) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
     """Reads at most extraction.BATCH images at a time: the index of the first, the images, and their errors."""
+
+    def read(path: Path) -> tuple[np.ndarray, str]:
+        image, error = external_images.read(path, data.image_size)
+        return stain_normalization.normalise(image, data), error
+
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
         for start in range(0, len(paths), extraction.BATCH):
             batch = paths[start : start + extraction.BATCH]
-            images, errors = zip(*pool.map(lambda path: external_images.read(path, size), batch))
+            images, errors = zip(*pool.map(read, batch))
             yield start, np.stack(images), errors
             bar.update(len(batch))
 

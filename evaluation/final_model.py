@@ -9,6 +9,7 @@ import numpy as np
 from evaluation import calibration, cross_validation, out_of_distribution
 from evaluation.evaluation import Evaluation
 from features import extraction
+from images import stain_normalization
 from training import checkpoint, out_of_fold
 from training.out_of_fold import Prepared
 
@@ -33,6 +34,7 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
     rows = np.arange(len(table))
     # A phase needs a row to predict, and nobody reads this prediction.
     network, _ = out_of_fold.fit(prepared, rows, rows[:1], epochs(results["cross_validation"]["choices"]))
+    settings = stain_normalization.fitted(settings, table)
     features = extraction.pooled(network, table, settings, augmented=settings.cached and settings.augment.active)
     path = folder / "best_model.keras"
     checkpoint.save(

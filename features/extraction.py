@@ -34,7 +34,7 @@ import model
 from devices import strategy
 from features import store
 from features.store import Store
-from images import audit, augmentation, decoding, turns
+from images import audit, augmentation, decoding, stain_normalization, turns
 from safety import atomic_files
 from safety.errors import InputError
 
@@ -86,6 +86,7 @@ class Extraction(NamedTuple):
         features: its output, by the name of the pass.
         images: the decoded images, by their pixels' hash.
         folder: of the image files.
+        data: how the stain is normalised; the decoded images on disk are as they were.
         augment: how views are augmented; None for exact turns, of which view 0 is the plain image.
         seed: of the augmentation.
     """
@@ -94,6 +95,7 @@ class Extraction(NamedTuple):
     features: Store
     images: Store
     folder: Path
+    data: config.Data
     augment: config.Augment | None
     seed: int
 
@@ -155,6 +157,7 @@ def extract(
         Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
         Store(store.CACHE / f"images-{VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
+        settings.data,
         settings.augment if augmented else None,
         settings.data.seed,
     )
@@ -179,6 +182,8 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
         "augment": settings.augment.model_dump(exclude={"views"}, exclude_defaults=True) if augmented else None,
         "seed": settings.data.seed if augmented else None,
     }
+    if settings.data.stain != "none":
+        values["stain"] = [settings.data.stain, *settings.data.stain_target]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -259,13 +264,16 @@ def _compiled(part: keras.Model, weights: str) -> Callable:
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:
-    """The chunk's images by their pixels' hash, (size, size, 3), uint8; each is decoded once and then kept."""
+    """The chunk's images by their pixels' hash, (size, size, 3), uint8, normalised; each is decoded once in all."""
     images = extraction.images
     paths = {item.pixels: extraction.folder / item.path for item in chunk}
     undecoded = images.missing(list(paths))
     if undecoded:
         images.add(undecoded, decoding.decode([paths[pixels] for pixels in undecoded], images.shape[0]))
-    return dict(zip(paths, images.read(list(paths))))
+    return {
+        pixels: stain_normalization.normalise(image, extraction.data)
+        for pixels, image in zip(paths, images.read(list(paths)))
+    }
 
 
 def _run(base: Callable, chunk: list[Pass], images: dict, extraction: Extraction) -> np.ndarray:

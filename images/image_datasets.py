@@ -9,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 import config
-from images import augmentation, decoding, warp
+from images import augmentation, decoding, stain_normalization, warp
 
 # Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
 OTHER_DRAWS = 2**31
@@ -36,9 +36,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         order = epoch_order(len(rows), settings.data.seed, number)
         images = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
-        images = images.map(
-            lambda path, label: (decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
-        )
+        images = images.map(lambda path, label: (_read(path, settings.data), label), tf.data.AUTOTUNE)
         batches = images.batch(settings.train.batch_size).enumerate(start=1)
         return batches.map(
             lambda step, batch: (_augment_at(batch[0], settings, number, step), batch[1]),
@@ -60,15 +58,23 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
         Batches of file names (n,), images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32.
     """
     images = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
-    images = images.map(
-        lambda name, path, label: (name, decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
-    )
+    images = images.map(lambda name, path, label: (name, _read(path, settings.data), label), tf.data.AUTOTUNE)
     return images.batch(settings.train.batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
     """The images and labels of `eval_dataset`, the form in which Keras' `fit` takes validation data."""
     return batches.map(lambda name, image, label: (image, label))
+
+
+def _read(path: tf.Tensor, data: config.Data) -> tf.Tensor:
+    image = decoding.read(path, data.image_size)
+    if data.stain == "none":
+        return image
+    normalised = tf.numpy_function(
+        lambda pixels: stain_normalization.normalise(pixels, data), [image], tf.float32, stateful=False
+    )
+    return tf.ensure_shape(normalised, image.shape)
 
 
 def _augment_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
