@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 import config
+from safety.errors import InputError
 
 CPU_INFO = Path("/proc/cpuinfo")
 # Under these limits oneDNN refuses convolutions in bfloat16, and TensorFlow does not know.
@@ -41,8 +42,16 @@ def use_device(precision: str, deterministic: bool = False) -> str:
 
     Returns:
         The device and the precision in words, for example "CPU, 2 cores, float32".
+
+    Raises:
+        InputError: bfloat16 is asked for under a limit on oneDNN's instructions that rules it out.
     """
     gpus = grow_memory()
+    if precision == "bfloat16" and not gpus and bfloat16_is_ruled_out():
+        raise InputError(
+            f"train.precision: must be auto or float32 while {LIMIT} is {os.environ[LIMIT]}, under which oneDNN has no "
+            "bfloat16, got 'bfloat16'"
+        )
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
@@ -58,6 +67,11 @@ def grow_memory() -> list:
     return gpus
 
 
+def bfloat16_is_ruled_out() -> bool:
+    """Whether the user limits oneDNN to instructions without bfloat16, under which TensorFlow's kernels crash."""
+    return os.environ.get(LIMIT) in WITHOUT_BFLOAT16
+
+
 def use_xla() -> bool:
     """Whether XLA compiles the base for inference: on a GPU; on a CPU TensorFlow's own kernels are faster."""
     return bool(tf.config.list_logical_devices("GPU"))
@@ -69,7 +83,7 @@ def fast_precision(gpus: list) -> str:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         return "float16" if capability >= TENSOR_CORES else "float32"
     flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
-    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags) and os.environ.get(LIMIT) not in WITHOUT_BFLOAT16
+    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags) and not bfloat16_is_ruled_out()
     # Some processors have the bfloat16 instruction and still multiply it more slowly than float32.
     return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
 

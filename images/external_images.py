@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -61,7 +62,14 @@ def _find_below(path: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not other_files.is_of_macos(path))
+    """The files in and below a folder; raises OSError for a folder that cannot be read, which rglob leaves out."""
+    for place, _, names in os.walk(folder, onerror=_raise):
+        paths = (Path(place, name) for name in names)
+        yield from (path for path in paths if path.is_file() and not other_files.is_of_macos(path))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_image(path: Path) -> bool:

@@ -62,10 +62,10 @@ def describe(error: OSError) -> str:
     # All writers of files use `naming`, so that only standard output has no name.
     where = error.filename or ("standard output" if full else "")
     reason = f"{where}: " * bool(where) + f"cannot be written or read: {error.strerror or error}"
-    return f"{reason}; {_free(error.filename):.1f} MiB are free there" if full else reason
+    return f"{reason}; {free_mib(error.filename):.1f} MiB are free there" if full else reason
 
 
-def _free(name: str | None) -> float:
+def free_mib(name: str | Path | None) -> float:
     """MiB that are free on the disk of a file, which may not exist, or on that of standard output."""
     path = Path(os.path.abspath(name)) if name else 1
     while name and not path.exists():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import safety.startup  # noqa: F401  before any other import
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -18,11 +21,24 @@ import config
 import data
 import evaluate
 import train
+from devices import precision
 from evaluation import figures
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts jobs in the background with Ctrl-C ignored, and the processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test marked bfloat16 in another process, if oneDNN is limited to instructions without it."""
+    if not (pyfuncitem.get_closest_marker("bfloat16") and precision.bfloat16_is_ruled_out()):
+        return None
+    environment = {name: value for name, value in os.environ.items() if name != precision.LIMIT}
+    command = [sys.executable, "-m", "pytest", "-n", "0", pyfuncitem.nodeid]
+    done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return True
 
 
 @pytest.fixture(autouse=True)

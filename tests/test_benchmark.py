@@ -11,6 +11,7 @@ import config
 ROOT = Path(config.__file__).parent
 
 
+@pytest.mark.bfloat16
 def test_the_benchmark_runs_on_a_handful_of_images(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / "benchmark.py", "--images", "16", "--rounds", "1", "--rows", "128", "--json", "speed.json",

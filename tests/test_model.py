@@ -174,6 +174,7 @@ def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
         model.build(config.load_settings(None, tiny_settings(tree, "model.weights=imagenet")))
 
 
+@pytest.mark.bfloat16
 def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
     exact = model.pooled(model.build(config.load_settings(None, tiny_settings(tree))))(pixels).numpy()
     assert precision.use_device("bfloat16").endswith("bfloat16")

@@ -21,7 +21,7 @@ from pydantic import Field
 
 import config
 from devices import keras_stack
-from safety import atomic_files, csv_files, limits
+from safety import atomic_files, csv_files, errors, limits
 from safety.errors import InputError
 from training import checkpoint, environment
 
@@ -281,5 +281,13 @@ def advice_on_stop(run: Path, again: str) -> Iterator[None]:
             command = f"python train.py {again}" if again and run.exists() else "the same command"
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         if isinstance(stop, tf.errors.OpError):
-            raise InputError(f"TensorFlow: {stop.message.splitlines()[0]}") from None
+            raise InputError(f"TensorFlow: {_reason(stop, run)}") from None
         raise
+
+
+def _reason(error: tf.errors.OpError, run: Path) -> str:
+    # Before the reason TensorFlow names the node of its graph.
+    reason = error.message.splitlines()[0].rpartition("}} ")[2]
+    full = isinstance(error, tf.errors.ResourceExhaustedError) and "No space left on device" in reason
+    # Only TensorBoard's files are written by TensorFlow itself.
+    return f"{reason}; {errors.free_mib(run / 'tensorboard'):.1f} MiB are free there" if full else reason

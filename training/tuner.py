@@ -18,7 +18,7 @@ import model
 from features import extraction, feature_datasets
 from features.extraction import Features
 from images import plot_style, splits
-from safety import atomic_files
+from safety import atomic_files, errors
 from safety.errors import InputError
 from training import phases, training_plots
 
@@ -156,10 +156,12 @@ def search(trials: int, folder: Path, prepared: Prepared, notice: str) -> None:
             "or give another train.run"
         )
     atomic_files.write_text(path, initial.to_yaml())
-    tuner = _tuner(trials, folder, prepared)
+    # KerasTuner writes without naming its files in errors.
+    with errors.naming(folder):
+        tuner = _tuner(trials, folder, prepared)
     present = fit(prepared, prepared.settings)
     done = len(tuner.oracle.end_order)
-    with tqdm(total=max(trials, done), initial=done, desc="trials", unit="trial") as bar:
+    with errors.naming(folder), tqdm(total=max(trials, done), initial=done, desc="trials", unit="trial") as bar:
         while (trial := tuner.oracle.create_trial(TUNER)).status == "RUNNING":
             _run(trial, tuner, prepared)
             bar.update()

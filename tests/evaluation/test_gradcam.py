@@ -114,6 +114,7 @@ def test_benign_and_malignant_light_up_elsewhere(other_head, patched):
     assert np.corrcoef(malignant.ravel(), benign.ravel())[0, 1] < 0
 
 
+@pytest.mark.bfloat16
 def test_mixed_precision_gives_nearly_the_same_map(tree, trained, trained_map, patched):
     precision.use_device("bfloat16")
     mixed = model.build(config.load_settings(None, tiny_settings(tree, "data.image_size=224")))

@@ -123,6 +123,7 @@ def key(network, *rest):
     return extraction.key(model.pooled(network), *rest)
 
 
+@pytest.mark.bfloat16
 def test_every_setting_that_changes_the_features_changes_the_key(tree, network):
     plain = key(network, options(tree), False)
     assert plain == key(network, options(tree, "data.seed=9", "augment.flip=true", "train.epochs=9"), False)

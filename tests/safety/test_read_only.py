@@ -109,3 +109,15 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(data_set, tmp_path
     folder = {"train.py": work / "runs", "data.py": "overview"}[name]
     assert result.returncode == 2 and not list(work.iterdir())
     assert result.stderr.splitlines()[-1] == f"error: {folder}: cannot be written or read: Permission denied"
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path):
+    closed = tmp_path / "images" / "closed"
+    closed.mkdir(parents=True)
+    (tmp_path / "images" / "a.png").touch()
+    closed.chmod(0)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from images import external_images as images; images.find(['images'])"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=drop_privileges)
+    closed.chmod(0o700)
+    assert result.returncode == 1 and "PermissionError" in result.stderr and "images/closed" in result.stderr

@@ -246,6 +246,17 @@ def test_an_error_of_tensorflow_is_one_line(tmp_path, capsys):
     assert "go on with: python train.py --resume run" in capsys.readouterr().err
 
 
+def test_a_disk_that_is_full_for_tensorboard_is_named_with_its_free_space(tmp_path):
+    message = "{{function_node CreateSummaryFileWriter}} run/tensorboard/events; No space left on device"
+    with (
+        pytest.raises(
+            InputError, match=r"^TensorFlow: run/tensorboard/events; No space left on device; [\d.]+ MiB are free"
+        ),
+        resume.advice_on_stop(tmp_path / "run", "--resume run"),
+    ):
+        raise tf.errors.ResourceExhaustedError(None, None, message)
+
+
 def test_op_determinism_is_turned_on_when_asked(monkeypatch):
     asked = []
     monkeypatch.setattr(train.precision.tf.config.experimental, "enable_op_determinism", lambda: asked.append(True))

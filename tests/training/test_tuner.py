@@ -1,3 +1,5 @@
+import errno
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from tiny_tree import tiny_settings
 import config
 import train
 from images import splits
-from safety.errors import InputError
+from safety.errors import InputError, describe
 from training import phases, tuner
 
 SPACE = ["tune.epochs=[2,3]", "tune.batch_size=[16,32]", "tune.standardize=[true]", "tune.momentum=[0.0,0.9]"]
@@ -280,6 +282,21 @@ def test_an_error_in_a_trial_ends_the_search(prepared, folder, monkeypatch):
     monkeypatch.setattr(tuner, "fit", fit)
     with pytest.raises(StopError):
         tuner.search(2, folder, prepared, "")
+
+
+def test_a_full_disk_is_named_with_the_folder_of_the_search(prepared, folder, monkeypatch):
+    """KerasTuner's own files; Python names no file in which it cannot write."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
+    monkeypatch.setattr(tuner.keras_tuner.Oracle, "save", full)
+    with pytest.raises(OSError) as error:
+        tuner.search(2, folder, prepared, "")
+    assert re.fullmatch(
+        rf"{folder}: cannot .*No space left on device; [\d.]+ MiB are free there", describe(error.value)
+    )
 
 
 def test_a_damaged_search_is_refused(prepared, folder, monkeypatch):
