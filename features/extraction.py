@@ -294,12 +294,5 @@ def _batch(passes: list[Pass], images: dict, extraction: Extraction) -> tf.Tenso
     if not extraction.augment:
         return turns.turn(tf.constant(batch), [item.view for item in passes] + [0] * (BATCH - len(passes)))
     draws = np.zeros((BATCH, augmentation.DRAWS), np.float32)
-    draws[: len(passes)] = [_draws(item, extraction.seed) for item in passes]
+    draws[: len(passes)] = [augmentation.draws_of(item.name, extraction.seed) for item in passes]
     return augmentation.augment(tf.constant(batch), extraction.augment, tf.constant(draws))
-
-
-def _draws(item: Pass, seed: int) -> np.ndarray:
-    """The random numbers (augmentation.DRAWS,), -1 to 1, of a view."""
-    # NumPy promises that the stream of this generator never changes.
-    digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, augmentation.DRAWS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import tensorflow as tf
 
 import config
@@ -10,6 +13,18 @@ from images import colour, turns, warp
 # The draws of the warp come first: what was added later must not change them.
 PARTS = [warp.DRAWS, turns.DRAWS, colour.DRAWS]
 DRAWS = sum(PARTS)
+
+
+def draws_of(name: str, seed: int) -> np.ndarray:
+    """The random numbers (DRAWS,), -1 to 1, of a cached view.
+
+    Args:
+        name: of the view, the hash of the image's pixels and the number of the view: `HASH-0`.
+        seed: of the run.
+    """
+    # NumPy promises that the stream of this generator never changes.
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, DRAWS)
 
 
 def augment(images: tf.Tensor, settings: config.Augment, draws: tf.Tensor) -> tf.Tensor:

@@ -101,7 +101,7 @@ def test_a_view_is_the_warped_image_by_its_own_seed(tree, rows, network):
     settings = options(tree, "augment.rotation=30", "augment.zoom=0.2", "augment.views=2")
     features = extraction.pooled(network, rows.head(3), settings, augmented=True)
     row = rows.iloc[1]
-    draws = extraction._draws(extraction.Pass(f"{row.pixels}-1", row.path, row.pixels, 1), settings.data.seed)
+    draws = augmentation.draws_of(f"{row.pixels}-1", settings.data.seed)
     image = decoding.read(str(audit.image_folder(tree) / row.path), 32)[None]
     warped = augmentation.augment(image, settings.augment, tf.constant(draws[None].astype(np.float32)))
     np.testing.assert_allclose(values(features, 1)[1], model.pooled(network)(warped)[0], rtol=1e-4, atol=1e-4)

@@ -28,7 +28,7 @@ def settings_with(*overrides):
 
 def batch(images, draws, settings, monkeypatch):
     """The cached views of these images, as `extraction` makes them, with given draws."""
-    monkeypatch.setattr(extraction, "_draws", lambda item, seed: draws[item.view])
+    monkeypatch.setattr(augmentation, "draws_of", lambda name, seed: draws[int(name)])
     passes = [extraction.Pass(f"{view}", "", str(view), view) for view in range(len(images))]
     store = extraction.Store(Path("none"), images.shape[1:], np.uint8)
     cached = extraction.Extraction(None, store, store, Path(), settings.data, settings.augment, 0)
@@ -46,10 +46,9 @@ def test_cached_views_are_those_of_end_to_end_for_the_same_draws(images, monkeyp
 
 
 def test_the_draws_of_the_warp_are_those_of_earlier_versions(images, monkeypatch):
-    item = extraction.Pass("abc-2", "", "abc", 2)
     digest = hashlib.sha256(b"9/abc-2").digest()
     earlier = np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, 6)
-    assert (extraction._draws(item, 9)[:6] == earlier).all()
+    assert (augmentation.draws_of("abc-2", 9)[:6] == earlier).all()
     settings = settings_with(*ALL[:3])
     fresh = image_datasets._augment_at(tf.constant(images, tf.float32), settings, EPOCH, STEP).numpy()
     uniform = tf.random.stateless_uniform((5, 6), [0, 3 * 2**32 + 7], -1.0, 1.0)
