@@ -54,9 +54,9 @@ class Images:
         """The same without opening an image, if all were inspected before: see `audit.known_pixels`."""
         return audit.known_pixels(table, self.settings.data)
 
-    def pooled(self, network: keras.Model, rows: pd.DataFrame, augmented: bool = False) -> Features:
+    def pooled(self, network: keras.Model, rows: pd.DataFrame, augmented: bool = False, turned: int = 1) -> Features:
         """The pooled features of each row: see `extraction.pooled`."""
-        return extraction.pooled(network, rows, self.settings, augmented)
+        return extraction.pooled(network, rows, self.settings, augmented, turned)
 
 
 class Imported:
@@ -104,8 +104,10 @@ class Imported:
 
     known_pixels = with_pixels
 
-    def pooled(self, network: keras.Model, rows: pd.DataFrame, augmented: bool = False) -> Features:
+    def pooled(self, network: keras.Model, rows: pd.DataFrame, augmented: bool = False, turned: int = 1) -> Features:
         """The features of each row, one view of each; raises InputError where a row has none, or not as many."""
+        if turned > 1:
+            raise InputError(f"--views: needed are images, since {self.path} has one view of each, got {turned}")
         check_width(network, self.array, self.path)
         return Features(self.array, self._places(rows)[:, None], rows.label_int.to_numpy())
 

@@ -89,11 +89,19 @@ def test_another_width_than_that_of_the_head_is_refused(settings, table):
         source.of(settings).pooled(network_of(settings, width=5), table)
 
 
+def test_there_are_no_turns_of_an_image(settings, table):
+    with pytest.raises(
+        InputError, match="--views: needed are images, since .*features.npz has one view of each, got 8"
+    ):
+        source.of(settings).pooled(network_of(settings), table, turned=8)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ("augment.flip=true", "model.base=file opens no image: augment must be off, got "),
         ("train.features=end_to_end", "model.base=file opens no image: train.features must be cached, got end_to_end"),
+        ("data.stain=macenko", "model.base=file opens no image: data.stain must be none, got macenko"),
         ("data.folds=tree", "model.base=file opens no image: data.folds must be a Folds.csv, got tree"),
         (
             "model.weights=imagenet",
