@@ -118,7 +118,7 @@ class Model(Section):
         "(features that another encoder computed)"
     )
     weights: PrintableStr = Field(
-        description="imagenet, random, or the path of a .h5 of the base without top; with base file that of its features"
+        description="imagenet, random or the path of a .h5 of the base without top; with base file that of its features"
     )
     standardize: bool = Field(
         description="scale the pooled features by their training mean and deviation before the head; not of cnn"

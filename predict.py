@@ -123,8 +123,9 @@ def check_kind(imported: bool, features: bool, args: argparse.Namespace) -> None
         needed = "one feature file" if imported else "images"
         trained = "imported features" if imported else "images"
         raise InputError(f"{args.run} was trained on {trained}: needed is {needed}, got {', '.join(args.images)[:200]}")
-    if features and args.heatmaps:
-        raise InputError("--heatmaps: needed are images, which a feature file does not have")
+    if features and (args.heatmaps or args.views == 8):
+        option = "--heatmaps" if args.heatmaps else "--views"
+        raise InputError(f"{option}: needed are images, which a feature file does not have")
 
 
 def _margin(text: str) -> float:

@@ -88,6 +88,7 @@ def test_a_feature_file_is_predicted_as_the_evaluation_did(work, monkeypatch, tm
     [
         (["wide.npz"], "wide.npz: an image must have 6 features, got 7"),
         (["features.npz", "--heatmaps", "maps"], "--heatmaps: needed are images, which a feature file does not have"),
+        (["features.npz", "--views", "8"], "--views: needed are images, which a feature file does not have"),
         (["features.npz", "features.npz"], "was trained on imported features: needed is one feature file"),
         (["image.png"], "was trained on imported features: needed is one feature file, got image.png"),
     ],
@@ -102,7 +103,7 @@ def test_predict_refuses_what_is_no_file_of_these_features(copy, arguments, mess
 
 def test_a_run_on_images_refuses_features():
     with pytest.raises(InputError, match="runs/a was trained on images: needed is images, got a.npz"):
-        predict.check_kind(False, True, Namespace(run="runs/a", images=["a.npz"], heatmaps=None))
+        predict.check_kind(False, True, Namespace(run="runs/a", images=["a.npz"], heatmaps=None, views=None))
 
 
 def test_the_order_of_the_file_changes_no_result(work, tmp_path, monkeypatch):
