@@ -7,11 +7,10 @@ import safety.startup  # noqa: F401  before any other import
 import argparse
 import difflib
 import io
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from backbones.table import BASES
@@ -27,6 +26,7 @@ from safety.schema import (
     Positive,
     PrintableStr,
     Range,
+    RunName,
     Section,
     Switch,
 )
@@ -37,12 +37,6 @@ GET_DATA = (
     "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
     "that --config sample.yaml reads"
 )
-
-
-def _run_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        raise ValueError("must be 1 to 100 letters, digits, ., _ and -, the first a letter or a digit")
-    return value
 
 
 # Earlier versions had a switch.
@@ -114,15 +108,12 @@ class Augment(Section):
 
 class Model(Section):
     base: Literal[(*BASES, "cnn", "file")] = Field(
-        description=f"{', '.join(BASES)} (frozen up to trainable_from), cnn (small, trained from scratch) or file "
-        "(features that another encoder computed)"
+        description=f"{', '.join(BASES)} (frozen up to trainable_from), cnn (trained from scratch) or file (imported)"
     )
     weights: PrintableStr = Field(
-        description="imagenet, random or the path of a .h5 of the base without top; with base file that of its features"
+        description="imagenet, random, or the path of a .h5 without top or of imported features"
     )
-    standardize: bool = Field(
-        description="scale the pooled features by their training mean and deviation before the head; not of cnn"
-    )
+    standardize: bool = Field(description="scale pooled features by their training mean and deviation; not of cnn")
     trainable_from: str = Field(
         description="first block of the base to fine-tune (later ones follow), as docs/backbones.md lists them, or none"
     )
@@ -138,16 +129,6 @@ class Model(Section):
         return self.base == "file"
 
     @model_validator(mode="after")
-    def _imported_features_have_a_file_and_no_blocks(self) -> Model:
-        if self.imported and self.weights in ("imagenet", "random"):
-            raise ValueError(f"weights must be the path of a file of features with base file, got {self.weights}")
-        if self.imported and self.trainable_from != "none":
-            raise ValueError(
-                f"trainable_from must be none with base file, whose encoder is not here, got {self.trainable_from}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _starts_at_a_block_of_the_base(self) -> Model:
         blocks = ["none", *(BASES[self.base].blocks if self.base in BASES else ())]
         if self.trainable_from not in blocks:
@@ -157,9 +138,7 @@ class Model(Section):
 
 
 class Train(Section):
-    run: Annotated[str, AfterValidator(_run_name)] = Field(
-        description="name of the folder under runs/; auto takes protocol, seed and time"
-    )
+    run: RunName = Field(description="name of the folder under runs/; auto takes protocol, seed and time")
     epochs: Count = Field(description="passes over the training rows, 1 to 100000")
     batch_size: Count = Field(description="images a step, 1 to 100000")
     momentum: Momentum = Field(description="momentum of the gradient descent, 0 to below 1")
@@ -228,21 +207,19 @@ class Settings(Section):
     tune: Tune
 
     @model_validator(mode="after")
-    def _images_as_large_as_the_base_needs(self) -> Settings:
+    def _images_are_as_the_base_needs_them(self) -> Settings:
         base, size = self.model.base, self.data.image_size
         if base in BASES and size < BASES[base].smallest:
             raise ValueError(f"data.image_size: must be at least {BASES[base].smallest} with base {base}, got {size}")
-        return self
-
-    @model_validator(mode="after")
-    def _imported_features_need_no_image(self) -> Settings:
+        weights, features, stain = self.model.weights, self.train.features, self.data.stain
         broken = {
+            f"model.weights must be the path of the features, got {weights}": weights in ("imagenet", "random"),
             f"augment must be off, got {self.augment}": self.augment.active,
-            f"train.features must be cached, got {self.train.features}": self.train.features != "cached",
-            f"data.stain must be none, got {self.data.stain}": self.data.stain != "none",
+            f"train.features must be cached, got {features}": features != "cached",
+            f"data.stain must be none, got {stain}": stain != "none",
             "data.folds must be a Folds.csv, got tree": self.data.folds == "tree",
         }
-        for rule in [rule for rule, holds in broken.items() if holds and self.model.imported]:
+        for rule in filter(broken.get, broken if self.model.imported else ()):
             raise ValueError(f"model.base=file opens no image: {rule}")
         return self
 

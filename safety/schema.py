@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -23,6 +24,12 @@ def _printable(value: str) -> str:
     return value
 
 
+def _run_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("must be 1 to 100 letters, digits, ., _ and -, the first a letter or a digit")
+    return value
+
+
 def _auto_or_count(value: Any) -> Any:
     if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise ValueError("must be auto or a whole number, 1 or more")
@@ -38,6 +45,7 @@ def _auto_or_numbers(value: Any) -> Any:
 
 # Settings are printed as they are; other characters could control the terminal.
 PrintableStr = Annotated[str, AfterValidator(_printable)]
+RunName = Annotated[str, AfterValidator(_run_name)]
 Amount = Annotated[float, BeforeValidator(_off_is_zero)]
 Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
 Positive = Annotated[float, Field(gt=0)]
