@@ -23,7 +23,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import keras
 import pandas as pd
 
 import config
@@ -34,9 +36,29 @@ from evaluation import cross_validation, final_model, nested
 from images import audit, folds, splits
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
-from training import cross_validation_files, decision, environment, jobs, out_of_fold, resume
+from training import changed_settings, cross_validation_files, decision, environment, jobs, out_of_fold, resume
 
 HERE = Path(__file__).parent
+
+
+class CrossValidation(NamedTuple):
+    """What a cross-validation starts from.
+
+    Attributes:
+        folder: runs/NAME.
+        settings: with the precision that is used.
+        plan: with the folds that are used.
+        table: a row an image, as in `out_of_fold.Prepared`.
+        drawn: the tested images of each outer fold: filename, repeat, fold.
+        network: of `model.build`.
+    """
+
+    folder: Path
+    settings: config.Settings
+    plan: nested.Plan
+    table: pd.DataFrame
+    drawn: pd.DataFrame
+    network: keras.Model
 
 
 def main(arguments: list[str]) -> None:
@@ -65,11 +87,12 @@ def main(arguments: list[str]) -> None:
     folder = Path("runs", settings.train.run)
     jobs.check_count(args.jobs)
     number, count = jobs.parse_share(args.share)
-    if args.jobs > 1:
-        start_jobs(arguments, folder, [(number + count * job, count * args.jobs) for job in range(args.jobs)])
-        # What follows finds all folds of this share.
     with resume.advice_on_stop(folder, ""), strategy.scope(settings, folder):
-        cross_validate(folder, settings, plan, args)
+        started = start(folder, settings, plan)
+        if args.jobs > 1:
+            start_jobs(arguments, folder, [(number + count * job, count * args.jobs) for job in range(args.jobs)])
+            # What follows finds all folds of this share.
+        cross_validate(started, args)
 
 
 def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Plan]:
@@ -115,6 +138,28 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Pla
     return config.load_settings(args.config, [*args.overrides, f"train.run={args.name}"]), plan
 
 
+def start(folder: Path, settings: config.Settings, plan: nested.Plan) -> CrossValidation:
+    """Checks the images and creates the folder of a cross-validation, or opens it again.
+
+    Its config.yaml then has the precision that all processes use, where `auto` could find another one in each.
+    """
+    settings = precision.with_precision(changed_settings.with_known_precision(folder, settings))
+    rows = read_rows(settings)
+    plan = with_folds_found(plan, rows)
+    table, drawn, dropped = read_images(rows, settings, plan)
+    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    network = model.build(settings)
+    record = environment.describe(settings, network) | {
+        "device": device,
+        "data_sha256": audit.data_version(table),
+        "dropped": dropped,
+        "cross_validation": plan.model_dump(),
+    }
+    cross_validation_files.open_folder(folder, settings, drawn, record)
+    print(f"device: {device}", flush=True)
+    return CrossValidation(folder, settings, plan, table, drawn, network)
+
+
 def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]) -> None:
     """Runs this command in a process for each share, all at once; their output goes to runs/NAME.log and on.
 
@@ -139,24 +184,12 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
         )
 
 
-def cross_validate(folder: Path, settings: config.Settings, plan: nested.Plan, args: argparse.Namespace) -> None:
+def cross_validate(started: CrossValidation, args: argparse.Namespace) -> None:
     """Trains and tests the missing folds of this share, then evaluates all if none is missing."""
-    settings = precision.with_precision(cross_validation_files.with_known_precision(folder, settings))
-    rows = read_rows(settings)
-    plan = with_folds_found(plan, rows)
-    table, drawn, dropped = read_images(rows, settings, plan)
-    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
-    network = model.build(settings)
-    record = environment.describe(settings, network) | {
-        "device": device,
-        "data_sha256": audit.data_version(table),
-        "dropped": dropped,
-        "cross_validation": plan.model_dump(),
-    }
-    cross_validation_files.open_folder(folder, settings, drawn, record)
+    folder, settings, plan, table, drawn, network = started
     names = cross_validation_files.names(drawn)
     missing = [pair for pair in jobs.share(names, args.share) if not cross_validation_files.is_finished(folder, *pair)]
-    print(f"{len(names)} folds, of which this process trains and tests {len(missing)}; device: {device}", flush=True)
+    print(f"{len(names)} folds, of which this process trains and tests {len(missing)}", flush=True)
     prepared = out_of_fold.prepare(network, table, settings) if missing or args.final else None
     for repeat, fold in missing:
         test_fold(folder, prepared, drawn, (repeat, fold), plan)
@@ -167,7 +200,8 @@ def cross_validate(folder: Path, settings: config.Settings, plan: nested.Plan, a
         return
     with lock.exclusive(folder):
         # All folds are finished, so no other process writes there.
-        atomic_files.remove_leftovers(folder / "folds")
+        for place, of in ((folder.parent, folder.name), (folder, "*"), (folder / "folds", "*")):
+            atomic_files.remove_leftovers(place, of)
         evaluation = cross_validation.evaluate(folder)
         if args.final:
             print(f"final model: {final_model.train(folder, prepared, evaluation)}")

@@ -3,6 +3,7 @@
 python data.py                       prints the counts, draws overview/distribution.png and overview/samples.png
 python data.py --audit               opens every image, reports broken and unusual ones, writes overview/audit.json
 python data.py --split split.csv     writes the split as CSV and opens no image
+python data.py --augmented augment.turns=true    training images before and after, overview/augmented.png
 python data.py --check FILE          checks a split list that others made; needs no images
 """
 
@@ -13,6 +14,7 @@ import safety.startup
 safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -216,6 +218,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", metavar="FOLDER", default="overview", help="folder for the figures and the report (default overview)"
     )
+    parser.add_argument(
+        "--augmented", action="store_true", help="only draw training images before and after data.stain and augment"
+    )
     parser.add_argument("--check", metavar="FILE", help="only check a split list: CSV, TSV, JSON or a folder of them")
     config.add_settings(parser)
     args = parser.parse(arguments)
@@ -225,9 +230,14 @@ def main(arguments: list[str]) -> int:
     table = read_table(settings.data)
     if args.audit:
         return show_audit(table, settings.data, Path(args.out))
+    if args.augmented:
+        return show_augmented(table, settings, Path(args.out))
     parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
     if "pixels" not in parts and settings.data.protocol != "row":
-        print("note: train.py may split differently, since equal pixels are not known yet; first run data.py --audit")
+        again = shlex.join(
+            ["python", "data.py", "--audit", *(["--config", args.config] if args.config else []), *args.overrides]
+        )
+        print(f"note: train.py may split differently, since equal pixels are not known yet; first run: {again}")
     parts = splits.split(parts, settings.data)
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():
@@ -247,6 +257,19 @@ def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, 
     plot_style.save(data_plots.split(parts), out / "distribution.png", note)
     plot_style.save(sheet, out / "samples.png", note)
     print(f"drawn: {out}/distribution.png, {out}/samples.png", *([note] if note else []), sep="\n")
+
+
+def show_augmented(table: pd.DataFrame, settings: config.Settings, out: Path) -> int:
+    """Draws training images before and after normalisation and augmentation."""
+    # TensorFlow, which takes seconds to import, is needed here alone.
+    from images import augmented_sheet
+
+    table, _ = audit.usable_rows(splits.select(table, settings.data), settings.data)
+    table = splits.split(table, settings.data)
+    figure = augmented_sheet.sheet(table[table.set == "train"], settings)
+    plot_style.save(figure, out / "augmented.png", notice(settings.data.root))
+    print(f"drawn: {out}/augmented.png")
+    return 0
 
 
 def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:

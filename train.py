@@ -27,7 +27,7 @@ import config
 import data
 import model
 from devices import precision, strategy
-from images import audit, leaks, plot_style, splits
+from images import audit, leaks, plot_style, splits, stain_normalization
 from safety import command_line, lock, signals
 from safety.errors import InputError
 from training import callbacks, checkpoint, environment, lr_range_test, phases, resume, training_plots, tuner
@@ -93,6 +93,8 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data, resumed)
+    settings = stain_normalization.fitted(settings, table[table.set == "train"])
+    strategy.assert_same(stain=str(settings.data.stain_target))
     rows = phases.Rows(splits.training_rows(table, settings.data), table[table.set == "valid"])
 
     record = environment.collect(settings, table, network)
@@ -152,8 +154,8 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     name = "tune" if trials else "find-lr"
     if not settings.cached:
         raise InputError(
-            f"--{name} trains the head on cached features: allowed are train.features=cached and "
-            f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
+            f"--{name} trains the head on cached features: allowed are train.features=cached and a "
+            f"frozen model.base, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
     again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""

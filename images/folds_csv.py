@@ -52,7 +52,8 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         InputError: the file is missing, is not a CSV, has no rows, or lacks a column or has it twice.
     """
     if not path.is_file():
-        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}; {config.GET_DATA}")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}, which {what}; {config.GET_DATA}")
     content = limits.read_bytes(path, csv_files.MAX_BYTES)
     header = content.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
     delimiter = max(DELIMITERS, key=lambda delimiter: header.count(delimiter.encode()))

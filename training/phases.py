@@ -69,11 +69,9 @@ def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list
 
 def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
-    # Mean and variance come from the same views in both modes, so that both standardise alike.
-    standardize = settings.model.standardize and settings.model.base == "resnet50"
-    if settings.cached or standardize:
-        features = train_features(network, rows, settings)
-    if standardize:
+    if settings.cached or _standardizes(settings):
+        features = train_features(network, rows.train, settings)
+    if _standardizes(settings):
         model.standardize(network, *feature_datasets.statistics(features.array, features.places))
     if settings.cached:
         return head_on_features(
@@ -83,9 +81,18 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings))
 
 
-def train_features(network: keras.Model, rows: Rows, settings: config.Settings) -> Features:
-    """The pooled features of the training rows, in `augment.views` views where training warps its images."""
-    return extraction.pooled(network, rows.train, settings, augmented=settings.augment.active)
+def _standardizes(settings: config.Settings) -> bool:
+    return settings.model.standardize and settings.model.frozen
+
+
+def train_features(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Features:
+    """The pooled features of training rows, in `augment.views` views where training warps its images and needs them.
+
+    The head learns from them with train.features=cached; mean and variance come from the same views in both modes, so
+    that both standardise alike.
+    """
+    needed = settings.cached or _standardizes(settings)
+    return extraction.pooled(network, rows, settings, augmented=settings.augment.active and needed)
 
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:

@@ -55,7 +55,10 @@ def prepare(network: keras.Model, rows: phases.Rows, settings: config.Settings) 
     Raises:
         InputError: the limit of the cache or the disk is too small.
     """
-    train, valid = phases.train_features(network, rows, settings), extraction.pooled(network, rows.valid, settings)
+    train, valid = (
+        phases.train_features(network, rows.train, settings),
+        extraction.pooled(network, rows.valid, settings),
+    )
     heads = {}
     for standardize in {settings.model.standardize, *settings.tune.standardize}:
         # The seed alone decides the head's initial weights, so they are those of a run; the base is not used.

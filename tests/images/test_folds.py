@@ -183,14 +183,14 @@ def test_the_published_folds_serve_a_part_of_breakhis(one_of_each):
 
 
 def test_published_folds_that_do_not_fit_are_refused(one_of_each, table):
-    with pytest.raises(InputError, match="allowed are 1 to 10 repeats, got 11"):
+    with pytest.raises(InputError, match="allowed are 1 to 10 repeats, got 11; --draw draws"):
         folds.read_canonical(one_of_each, 11)
     with pytest.raises(InputError, match="allowed are the patients of BreakHis, got 14-10"):
         folds.read_canonical(table)
-    with pytest.raises(InputError, match="fold . has no benign image"):
+    with pytest.raises(InputError, match="fold . has no benign image; --draw draws"):
         folds.read_canonical(one_of_each[one_of_each.patient != one_of_each.patient.iloc[0]])
     twins = one_of_each.filename.where(one_of_each.label == "malignant", "same")
-    with pytest.raises(InputError, match="parts a patient or equal pixels"):
+    with pytest.raises(InputError, match="parts a patient or equal pixels, of SOB_.*; --draw draws folds"):
         folds.read_canonical(one_of_each.assign(pixels=twins))
 
 
