@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 import os
@@ -33,7 +33,6 @@ import data
 import model
 from devices import precision, strategy
 from evaluation import cross_validation, final_model, nested
-from evaluation.nested import Plan
 from images import audit, folds, splits
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
@@ -56,7 +55,7 @@ class CrossValidation(NamedTuple):
 
     folder: Path
     settings: config.Settings
-    plan: Plan
+    plan: nested.Plan
     table: pd.DataFrame
     drawn: pd.DataFrame
     network: keras.Model
@@ -96,7 +95,7 @@ def main(arguments: list[str]) -> None:
         cross_validate(started, args)
 
 
-def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
+def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Plan]:
     """The settings, with the name of the folder as train.run, and the plan.
 
     Raises:
@@ -125,7 +124,7 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     if "TF_CONFIG" in os.environ and settings.train.strategy != "one":
         raise InputError("TF_CONFIG: a cross-validation is divided among hosts with --share; unset TF_CONFIG")
     published = unit == "patient" and args.folds == 5 and not (args.draw or args.official)
-    plan = Plan(
+    plan = nested.Plan(
         unit=unit,
         folds=args.folds,
         repeats=args.repeats,
@@ -139,7 +138,7 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     return config.load_settings(args.config, [*args.overrides, f"train.run={args.name}"]), plan
 
 
-def start(folder: Path, settings: config.Settings, plan: Plan) -> CrossValidation:
+def start(folder: Path, settings: config.Settings, plan: nested.Plan) -> CrossValidation:
     """Checks the images and creates the folder of a cross-validation, or opens it again.
 
     Its config.yaml then has the precision that all processes use, where `auto` could find another one in each.
@@ -214,12 +213,14 @@ def read_rows(settings: config.Settings) -> pd.DataFrame:
     return rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
 
 
-def with_folds_found(plan: Plan, rows: pd.DataFrame) -> Plan:
+def with_folds_found(plan: nested.Plan, rows: pd.DataFrame) -> nested.Plan:
     """The plan, whose folds are drawn where the published ones lack a patient of the rows."""
     return plan.model_copy(update={"published": plan.published and folds.is_published(rows)})
 
 
-def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+def read_images(
+    rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan
+) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
     audit.image_folder(settings.data.root)
     draw_folds(rows, settings, plan)
@@ -228,7 +229,7 @@ def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tu
     return table, draw_folds(rows, settings, plan), dropped
 
 
-def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.DataFrame:
+def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan) -> pd.DataFrame:
     """The tested images: filename, repeat, fold."""
     if plan.official:
         return folds.official(rows)
@@ -238,7 +239,7 @@ def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.
 
 
 def test_fold(
-    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: Plan
+    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: nested.Plan
 ) -> None:
     """Tests an outer fold and writes its file."""
     path = cross_validation_files.path(folder, *pair)

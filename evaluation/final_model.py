@@ -8,6 +8,7 @@ import numpy as np
 
 from evaluation import calibration, cross_validation, out_of_distribution
 from evaluation.evaluation import Evaluation
+from images import stain_normalization
 from training import checkpoint, out_of_fold
 from training.out_of_fold import Prepared
 
@@ -33,6 +34,7 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
     # A phase needs a row to predict, and nobody reads this prediction.
     chosen = epochs(results["cross_validation"]["choices"])
     network, _ = out_of_fold.fit(prepared, rows, rows[:1], chosen, every_epoch=False)
+    settings = stain_normalization.fitted(settings, table)
     path = folder / "best_model.keras"
     checkpoint.save(
         network,

@@ -79,7 +79,9 @@ def _normalise(given: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     rows, counts = given.copy(), []
     for columns, words, step in STEPS:
         for column in columns:
-            after = step(rows[column])
+            # Each name is there in every fold, so most values are there several times.
+            distinct = pd.Series(rows[column].unique())
+            after = rows[column].map(dict(zip(distinct, step(distinct))))
             changed = int((after != rows[column]).sum())
             counts += [f"{words} {changed} values of {column}"] if changed else []
             rows[column] = after

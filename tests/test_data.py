@@ -1,13 +1,15 @@
 import re
 import shlex
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from tiny_tree import fold_rows, tiny_settings, write_tree
 
 import config
 import data
-from images import audit, splits
+from images import audit, data_plots, splits
 from safety.errors import InputError
 
 COLUMNS = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
@@ -194,6 +196,24 @@ def test_the_command_prints_and_draws(tree, tmp_path, monkeypatch, capsys):
     for word in ("adenosis", "papillary_carcinoma", "400", "patients", "valid", "images of each benign slide"):
         assert word in printed
     assert (tmp_path / "overview" / "distribution.png").is_file() and (tmp_path / "overview" / "samples.png").is_file()
+
+
+def test_augmented_draws_the_views_of_the_training_images(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setattr(data_plots, "gallery", lambda *given: shown.extend(given) or plt.figure())
+    changes = ["data.stain=reinhard", "augment.turns=true", "augment.views=2"]
+    data.main([*tiny_settings(tree), "--augmented", *changes])
+    assert "drawn: overview/augmented.png" in capsys.readouterr().out and Path("overview/augmented.png").is_file()
+    images, captions, labels, _, columns = shown
+    assert list(captions) == ["as it is", "reinhard", "view 1", "view 2"] * 4 and columns == 4
+    assert sorted(labels) == ["benign"] * 8 + ["malignant"] * 8
+    for plain, normalised, *views in zip(*(images[start::4] for start in range(4))):
+        assert not (plain == normalised).all()
+        pixels = sorted(map(tuple, normalised.reshape(-1, 3)))
+        assert all(sorted(map(tuple, view.reshape(-1, 3))) == pixels for view in views)
+    with pytest.raises(InputError, match="--augmented: needed is data.stain or a setting of augment that is on"):
+        data.main([*tiny_settings(tree), "--augmented"])
 
 
 def test_split_writes_the_split_and_opens_no_image(tree, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import config
 import model
 from features import extraction, feature_datasets
 from features.extraction import Features
-from images import splits
+from images import splits, stain_normalization
 from safety import signals
 from safety.errors import InputError
 from training import callbacks, phases
@@ -52,7 +52,8 @@ def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings
 
 
 def _head_alone(settings: config.Settings) -> bool:
-    return settings.cached and not settings.fine_tuned
+    # A stain that is fitted on each training part gives each its own features.
+    return settings.cached and not settings.fine_tuned and settings.data.stain == "none"
 
 
 def fit(
@@ -79,11 +80,12 @@ def fit(
         if count == 0:
             continue
         phase.begin(None)
-        model.compile_model(phase.trained, prepared.settings.train, phase.rate)
+        # The predictions of each epoch are kept instead of its metrics.
+        model.compile_model(phase.trained, prepared.settings.train, phase.rate, measured=False)
         shortened = phase._replace(
             epochs=range(phase.epochs.start, phase.epochs.start + count),
             # Keras would predict the images once more to compute its own loss.
-            batches=phase.batches._replace(valid=None, valid_steps=None),
+            batches=phase.batches._replace(valid=None),
         )
         after_epoch = _AfterEpoch(phase, predicted if every_epoch else None)
         with signals.deferred() as received:
@@ -106,6 +108,7 @@ def _plan(prepared: Prepared, train: np.ndarray, held_out: np.ndarray) -> tuple[
     """A network with its initial weights, and the phases that train it."""
     settings, table = prepared.settings, prepared.table
     if not _head_alone(settings):
+        settings = stain_normalization.fitted(settings, table.iloc[train])
         network = model.build(settings)
         return network, phases.prepare(network, phases.Rows(table.iloc[train], table.iloc[held_out]), settings)
     head, features = model.head(prepared.network), prepared.trained_on.select(train)

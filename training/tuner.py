@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,13 +92,6 @@ def fit(prepared: Prepared, settings: config.Settings) -> dict[str, float]:
         return {}
     best = int(np.nanargmin(history["val_loss"]))
     return {**{name: history[name][best] for name in OBJECTIVES}, "epoch": best}
-
-
-def trials(text: str) -> int:
-    """The number of trials on the command line; raises ArgumentTypeError unless it is 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"the number of trials must be 1 or more, got {text!r}")
-    return int(text)
 
 
 def space(tune: config.Tune) -> keras_tuner.HyperParameters:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_tree import fold_rows
 
 import data
-from images import folds
+from images import folds, splits
 from safety.errors import InputError
 
 KEPT = {"patient": ["filename", "slide", "patient"], "slide": ["filename", "slide"], "image": ["filename"]}
@@ -37,7 +37,7 @@ def tables(draw):
     table = described(names)
     pixels = pd.Series(table.index, table.index)
     for _ in range(draw(st.integers(0, 3))):
-        of_class = table.index[table.label == draw(st.sampled_from(data.LABELS))].tolist()
+        of_class = table.index[table.label == draw(st.sampled_from(splits.LABELS))].tolist()
         pixels[draw(st.sampled_from(of_class))] = pixels[draw(st.sampled_from(of_class))]
     return table.assign(pixels=pixels.astype(str))
 
