@@ -9,42 +9,34 @@ import difflib
 import io
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from backbones.table import BASES
 from safety import limits
 from safety.errors import InputError
+from safety.schema import (
+    Amount,
+    AutoOrCount,
+    AutoOrNumbers,
+    Choices,
+    Count,
+    Momentum,
+    Positive,
+    PrintableStr,
+    Range,
+    Section,
+    Switch,
+)
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # The way out that messages about missing data give.
 GET_DATA = (
-    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which needs no data set"
+    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
+    "that --config sample.yaml reads"
 )
-
-
-class Section(BaseModel):
-    """A section of the settings; it refuses unknown keys and wrong types, and is immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def _off_is_zero(value: Any) -> Any:
-    return 0.0 if value is False or value == "off" else value
-
-
-def _printable(value: str) -> str:
-    if not value or not value.isprintable():
-        raise ValueError("must be printable characters, at least one")
-    return value
-
-
-def _auto_or_count(value: Any) -> Any:
-    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError("must be auto or a whole number, 1 or more")
-    return value
 
 
 def _run_name(value: str) -> str:
@@ -53,33 +45,9 @@ def _run_name(value: str) -> str:
     return value
 
 
-# Settings are printed as they are; other characters could control the terminal.
-PrintableStr = Annotated[str, AfterValidator(_printable)]
-Amount = Annotated[float, BeforeValidator(_off_is_zero)]
-Switch = Annotated[bool, BeforeValidator(lambda value: False if value in (0, "off") else value)]
 # Earlier versions had a switch.
 Upsample = BeforeValidator(lambda value: ("none", "both")[value] if isinstance(value, bool) else value)
-Positive = Annotated[float, Field(gt=0)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
-
-
-def _ordered(values: list[float]) -> list[float]:
-    if values[0] > values[1]:
-        raise ValueError(f"must be [low, high] with low at most high, got {values}")
-    return values
-
-
-def _distinct(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise ValueError(f"must be choices that all differ, got {values}")
-    return values
-
-
-Item = TypeVar("Item")
 Schema = TypeVar("Schema", bound=Section)
-Range = Annotated[list[Item], Field(min_length=2, max_length=2), AfterValidator(_ordered)]
-Choices = Annotated[list[Item], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Data(Section):
@@ -90,8 +58,7 @@ class Data(Section):
     )
     fold: int = Field(ge=1, le=5, description="official fold that is tested under protocol fold, 1 to 5")
     magnification: Literal["all", 40, 100, 200, 400] = Field(description="all, 40, 100, 200 or 400")
-    # Python 3.9 has no `|` of types, and pydantic evaluates this.
-    test_per_class: Annotated[Union[int, Literal["auto"]], BeforeValidator(_auto_or_count)] = Field(  # noqa: UP007
+    test_per_class: AutoOrCount = Field(
         description="images of each class held out for the test, 1 or more, or auto (those in a fifth of the units)"
     )
     valid_fraction: float = Field(gt=0, lt=1, description="share of the rest used for validation, above 0 and below 1")
@@ -102,7 +69,26 @@ class Data(Section):
         description="draw rows until the classes are equal: minority (of the smaller), both (anew, the thesis) or none"
     )
     image_size: int = Field(ge=32, le=1024, description="pixels a side after resizing, 32 to 1024")
+    # Runs and checkpoints from before these settings have no keys for them.
+    stain: Literal["none", "macenko", "reinhard"] = Field(
+        "none", description="normalise the stain of every image before anything else: none, macenko or reinhard"
+    )
+    stain_target: AutoOrNumbers = Field(
+        "auto", description="stain to normalise to: auto (fitted on training images, then kept) or what a run has kept"
+    )
     seed: int = Field(ge=0, lt=2**32, description="random seed of split, head, shuffling and augmentation, 0 or more")
+
+    @model_validator(mode="after")
+    def _stain_target_is_that_of_stain(self) -> Data:
+        if self.stain_target == "auto":
+            return self
+        count, positive = {"macenko": (8, 2), "reinhard": (6, 3), "none": (0, 0)}[self.stain]
+        if not count or len(self.stain_target) != count or min(self.stain_target[-positive:]) <= 0:
+            raise ValueError(
+                "stain_target must be auto, 8 numbers with macenko, the last 2 above 0, or 6 numbers with reinhard, "
+                f"the last 3 above 0; got {self.stain_target} with {self.stain}"
+            )
+        return self
 
 
 class Augment(Section):
@@ -111,11 +97,18 @@ class Augment(Section):
     shear: Amount = Field(ge=0, le=45, description="degrees to either side, 0 to 45")
     zoom: Amount = Field(ge=0, le=0.9, description="share of the size, in or out, 0 to 0.9")
     flip: Switch = Field(description="mirror half of the images left to right")
-    views: int = Field(ge=1, le=1000, description="warped versions of each image in the feature cache, 1 or more")
+    # Runs and checkpoints from before these settings have no keys for them.
+    turns: Switch = Field(False, description="turn each image to one of its 8 exact quarter turns and mirrors")
+    stain: Amount = Field(
+        0.0, ge=0, le=0.5, description="share of haematoxylin, eosin and residual, and optical density, 0 to 0.5"
+    )
+    contrast: Amount = Field(0.0, ge=0, le=0.9, description="share of the contrast, more or less, 0 to 0.9")
+    brightness: Amount = Field(0.0, ge=0, le=0.5, description="share of the range from black to white, 0 to 0.5")
+    views: int = Field(ge=1, le=1000, description="augmented versions of each image in the feature cache, 1 or more")
 
     @property
     def active(self) -> bool:
-        """Whether any kind of warp is on."""
+        """Whether any kind of augmentation is on."""
         return any(self.model_dump(exclude={"views"}).values())
 
 
@@ -339,7 +332,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     defaults = _read_yaml(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
-        f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
+        f"  {section}.{key + '=':<18} {field.description} [{limits.to_yaml(defaults[section][key])}]"
         for section, keys in _fields().items()
         for key, field in keys.items()
     )

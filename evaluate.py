@@ -3,6 +3,7 @@
     python evaluate.py runs/thesis                           writes runs/thesis/evaluation/ with report.html in it
     python evaluate.py runs/thesis/best_model.keras          the same
     python evaluate.py runs/thesis --threshold youden        with a threshold chosen on the validation set
+    python evaluate.py runs/thesis --views 8                 with the mean over the 8 exact turns of each image
     python evaluate.py runs/a runs/b                         both, and runs/comparison.csv and .png
 
 It needs only the run's folder and the images: settings, split and threshold are in the checkpoint and next to it.
@@ -12,12 +13,11 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 from pathlib import Path
 
-import keras
 import pandas as pd
 
 import config
@@ -33,7 +33,6 @@ from evaluation import (
     report,
 )
 from evaluation.evaluation import Evaluation
-from features import extraction
 from images import audit, leaks, splits
 from safety import atomic_files, command_line, limits, lock
 from safety.errors import InputError
@@ -51,6 +50,7 @@ def main(arguments: list[str]) -> None:
         help=f"an image is predicted malignant if its probability is at least the threshold: {decision.RULES}; all but "
         "the number are chosen on the validation set; default: the checkpoint's last rule, else 0.5",
     )
+    parser.add_argument("--views", type=int, choices=decision.VIEWS, help=decision.VIEWS_HELP)
     args = parser.parse(arguments)
     rule = decision.check_rule(args.threshold) if args.threshold else None
     crossed = [Path(run) for run in args.runs if cross_validation_files.is_cross_validation(Path(run))]
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     for path in [] if crossed else [find(Path(run)) for run in args.runs]:
         with lock.exclusive(path.parent):
             atomic_files.remove_leftovers(path.parent)
-            evaluations[path.parent] = evaluate(path, rule, args.split)
+            evaluations[path.parent] = evaluate(path, rule, args.split, args.views)
     if len(evaluations) > 1:
         comparison.compare(evaluations)
 
@@ -69,10 +69,10 @@ def evaluate_cross_validations(folders: list[Path], args: argparse.Namespace) ->
     Raises:
         InputError: there are runs among them, or an option that only a run has.
     """
-    if len(folders) < len(args.runs) or args.threshold or args.split:
+    if len(folders) < len(args.runs) or args.threshold or args.split or args.views:
         raise InputError(
-            f"{folders[0]} is a cross-validation: allowed next to it are other cross-validations, without --threshold "
-            "and --split; crossval.py --threshold chooses on inner folds"
+            f"{folders[0]} is a cross-validation: allowed next to it are other cross-validations, without --threshold, "
+            "--split and --views; crossval.py --threshold chooses on inner folds"
         )
     evaluations = {}
     for folder in folders:
@@ -100,7 +100,9 @@ def find(run: Path) -> Path:
     return path
 
 
-def evaluate(path: Path, rule: str | None = None, other_split: str | None = None) -> Evaluation:
+def evaluate(
+    path: Path, rule: str | None = None, other_split: str | None = None, views: int | None = None
+) -> Evaluation:
     """Predicts a checkpoint's test set and writes metrics, tables, figures and report to evaluation/ next to it.
 
     Threshold and temperature are chosen on the validation set alone and saved in the checkpoint.
@@ -109,6 +111,7 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
         path: the checkpoint of a run.
         rule: for the threshold, as in `calibration.choose_threshold`; None for the rule in the checkpoint, else 0.5.
         other_split: a split.csv whose test images replace those of the run.
+        views: as for `predictions.predict`, for validation and test alike; None for that in the checkpoint, else 1.
 
     Returns:
         What was written.
@@ -120,10 +123,14 @@ def evaluate(path: Path, rule: str | None = None, other_split: str | None = None
     settings = about["settings"]
     table = read_table(path, about, other_split)
     rows = audit.with_pixels(table[table.set.isin(["valid", "test"])], settings.data)
-    valid, test = (predictions.predict(network, rows[rows.set == name], settings) for name in ("valid", "test"))
+    earlier = {"rule": "0.5", "views": 1, **about.get("decision", {})}
+    views = views or earlier["views"]
+    valid, test = (predictions.predict(network, rows[rows.set == name], settings, views) for name in ("valid", "test"))
 
-    choice = calibration.decide(valid, rule or about.get("decision", {}).get("rule", "0.5"))
-    familiar = about.get("familiar") or describe_training(network, table, settings)
+    choice = {**calibration.decide(valid, rule or earlier["rule"]), "views": views}
+    familiar = about.get("familiar") or out_of_distribution.describe_training(
+        network, audit.with_pixels(table[table.set == "train"], settings.data), settings
+    )
     checkpoint.amend(path, decision=choice, familiar=familiar)
 
     test = test.assign(prediction=metrics.classify(test.probability, choice["threshold"]))
@@ -156,17 +163,11 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     return table
 
 
-def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
-    """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
-    train = audit.with_pixels(table[table.set == "train"], settings.data)
-    features = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
-    return out_of_distribution.describe(features.array, features.places)
-
-
 def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, choice: dict) -> dict:
     """The part of metrics.json that follows from the predictions: scores, their intervals, calibration."""
     seed, temperature = settings.data.seed, choice["temperature"]
     return metrics.measure(test, settings.data, choice["threshold"]) | {
+        "views": choice["views"],
         "threshold_rule": choice["rule"],
         "threshold_chosen": decision.is_chosen(choice["rule"]),
         "intervals": bootstrap.intervals(test, choice["threshold"], seed),
@@ -174,7 +175,7 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "calibration": {
             "temperature": temperature,
             "validation_patients": calibration.patients_of(valid),
-            "temperature_fitted": min(calibration.patients_of(valid).values()) >= decision.MIN_PATIENTS,
+            "temperature_fitted": calibration.can_fit(valid),
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))

@@ -13,8 +13,11 @@ import config
 from backbones import networks
 from backbones.table import BASES
 from devices import keras_stack, precision
+from devices.many_steps import ManySteps
 
 HEAD = "head_alone"
+# That the head takes in a call from Python; 32 MiB of ResNet50's features.
+ROWS_AT_ONCE = 4096
 
 
 def build(settings: config.Settings, load_weights: bool = True) -> keras.Model:
@@ -75,7 +78,9 @@ def head(model: keras.Model) -> keras.Model:
     x = features
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
         x = layer(x)
-    return keras.Model(features, x, name=HEAD)
+    # Several devices each take a part of every batch, which only Keras' own training does.
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return (keras.Model if several else ManySteps)(features, x, name=HEAD)
 
 
 def pooled(model: keras.Model) -> keras.Model:
@@ -143,7 +148,10 @@ class BalancedLoss(keras.metrics.Metric):
 
 
 def compile_model(
-    model: keras.Model, train: config.Train, rate: keras.optimizers.schedules.LearningRateSchedule
+    model: keras.Model,
+    train: config.Train,
+    rate: keras.optimizers.schedules.LearningRateSchedule,
+    measured: bool = True,
 ) -> None:
     """Compiles a model with SGD, binary cross-entropy, and the metrics of the thesis and AUC.
 
@@ -151,6 +159,7 @@ def compile_model(
         model: the whole network or a part that ends with the head.
         train: the section `train` of the settings, for the momentum and the loss that chooses the epoch.
         rate: the learning rate as a function of the step.
+        measured: whether to compute the metrics; else the loss alone.
     """
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     if several:
@@ -162,18 +171,24 @@ def compile_model(
         metrics=[
             # With several devices Keras' own loss of an epoch is the mean over the parts of batches, not over the rows.
             *([keras.metrics.BinaryCrossentropy(name="loss")] if several else []),
-            "accuracy",
-            keras.metrics.Precision(name="precision"),
-            keras.metrics.Recall(name="recall"),
-            keras.metrics.AUC(name="auc"),
-            *([BalancedLoss()] if train.select == "balanced" else []),
+            *(_metrics(train) if measured else []),
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
-        steps_per_execution=64 if model.name == HEAD else 1,
+        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == HEAD else 1,
         # XLA adds in another order; Keras 3 would choose it by itself.
         jit_compile=False,
     )
+
+
+def _metrics(train: config.Train) -> list:
+    return [
+        "accuracy",
+        keras.metrics.Precision(name="precision"),
+        keras.metrics.Recall(name="recall"),
+        keras.metrics.AUC(name="auc"),
+        *([BalancedLoss()] if train.select == "balanced" else []),
+    ]
 
 
 def weights_hash(model: keras.Model) -> str:

@@ -3,6 +3,7 @@
     python predict.py runs/thesis slide.png                        a CSV on standard output
     python predict.py runs/thesis images --out predictions.csv     every image in a folder and its subfolders
     python predict.py runs/thesis images --heatmaps maps           and a Grad-CAM overlay of each image, as PNG
+    python predict.py runs/thesis images --views 8                 with the mean over the 8 exact turns of each image
 
 PNG, JPEG, TIFF (its first page) and BMP of any size up to 50 megapixels. Transparent pixels become white, 16 bits are
 scaled to 8, and the EXIF orientation is applied. An image that cannot be read gets a row with the reason. Files with
@@ -16,13 +17,14 @@ columns:
   review        yes if a human should check this image, for the reason in `why`
   why           near the threshold, or unlike the training images
   error         why there is no prediction
+  views         the number of exact turns of the image over which the probability is the mean; only with several
 """
 
 from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 import sys
@@ -37,14 +39,15 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+import config
 import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
 from features import extraction
-from images import external_images, other_files
+from images import external_images, other_files, stain_normalization, turns
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
-from training import checkpoint
+from training import checkpoint, decision
 
 # Not one per core: each image may need a gigabyte while it is decoded.
 READERS = 4
@@ -52,6 +55,10 @@ COLUMNS = ["file", "probability", "calibrated", "prediction", "review", "why", "
 # Index: 1 if the probability is near the threshold, plus 2 if the image is unlike the training images.
 WHY = ["", "near the threshold", "unlike the training images", "near the threshold; unlike the training images"]
 MARGIN = 0.2
+VIEWS_HELP = (
+    "the probability is that of the plain image (1) or the mean over its 8 exact quarter turns and mirrors (8); "
+    "default: as evaluate.py chose threshold and temperature, else 1"
+)
 NOT_CALIBRATED = "no calibration in the checkpoint; run evaluate.py: threshold 0.5, and `calibrated` is empty"
 NOT_DESCRIBED = "no statistics of the training images in the checkpoint; run evaluate.py: no image is flagged as unlike"
 
@@ -71,6 +78,7 @@ def main(arguments: list[str]) -> int:
         help="mark predictions for review that are closer to the threshold than this share (0 to 1) of the distance "
         "between the threshold and 0 or 1 (default 0.2)",
     )
+    parser.add_argument("--views", type=int, choices=decision.VIEWS, help=VIEWS_HELP)
     args = parser.parse(arguments)
     paths = external_images.find(args.images)
     if args.out and Path(args.out).is_dir():
@@ -78,6 +86,7 @@ def main(arguments: list[str]) -> int:
     if args.heatmaps and args.heatmaps.exists() and not args.heatmaps.is_dir():
         raise InputError(f"--heatmaps: needed is a folder, got the file {args.heatmaps}")
     network, about = checkpoint.load(checkpoint.find(Path(args.run)))
+    about = with_views(about, args.views, args.run)
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
     table = predict(network, about, paths, args.margin, args.heatmaps)
@@ -92,6 +101,26 @@ def _margin(text: str) -> float:
     return float(text)
 
 
+def with_views(about: dict, views: int | None, run: str) -> dict:
+    """The content of the checkpoint's metadata with the number of views that is asked for.
+
+    Args:
+        about: of `checkpoint.load`.
+        views: as in `decision.VIEWS`; None for that of the decision, else 1.
+        run: for the message.
+
+    Raises:
+        InputError: threshold and temperature were chosen with another number of views.
+    """
+    chosen = about.get("decision")
+    if chosen and views and views != chosen.get("views", 1):
+        raise InputError(
+            f"--views: threshold and temperature of {run} were chosen with {chosen.get('views', 1)}, got {views}; "
+            f"first run: python evaluate.py {run} --views {views}"
+        )
+    return {**about, "views": views or (chosen or {}).get("views", 1)}
+
+
 def predict(
     network: keras.Model, about: dict, paths: list[Path], margin: float = MARGIN, heatmaps: Path | None = None
 ) -> pd.DataFrame:
@@ -99,43 +128,49 @@ def predict(
 
     Args:
         network: of `checkpoint.load`.
-        about: of `checkpoint.load`.
+        about: of `checkpoint.load`; the key `views` of `with_views` may be missing, which is 1.
         paths: of the images.
         margin: predictions with a `calibration.certainty` below this are marked for review.
         heatmaps: folder for an overlay of each image, at the network's input size, named by row number and file.
 
     Returns:
-        A row per image, in the order of `paths`, with COLUMNS.
+        A row per image, in the order of `paths`, with COLUMNS, and where several views are averaged, `views`.
     """
     base, head = model.feature_function(model.pooled(network), extraction.BATCH), model.head(network)
     tables = []
-    for start, images, errors in _batches(paths, about["settings"].data.image_size):
-        features = _pooled_features(base, images)
+    familiar, views = about.get("familiar"), about.get("views", 1)
+    for start, images, errors in _batches(paths, about["settings"].data):
+        features = [_pooled_features(base, images, view) for view in range(views)]
         rows = pd.DataFrame({"file": paths[start : start + len(images)], "error": errors})
-        rows["probability"] = head.predict_on_batch(features)[:, 0].astype(float)
-        familiar = about.get("familiar")
-        rows["distance"] = out_of_distribution.distances(features, familiar) if familiar else np.nan
+        rows["probability"] = np.mean([head.predict_on_batch(each)[:, 0] for each in features], axis=0).astype(float)
+        rows["distance"] = out_of_distribution.distances(features[0], familiar) if familiar else np.nan
         tables.append(judge(rows, about, margin))
         if heatmaps:
             _write_overlays(network, images, tables[-1], heatmaps, start)
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(views=views) if views > 1 else table
 
 
-def _batches(paths: list[Path], size: int) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
+def _batches(paths: list[Path], data: config.Data) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
     """Reads at most extraction.BATCH images at a time: the index of the first, the images, and their errors."""
+
+    def read(path: Path) -> tuple[np.ndarray, str]:
+        image, error = external_images.read(path, data.image_size)
+        return stain_normalization.normalise(image, data), error
+
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
         for start in range(0, len(paths), extraction.BATCH):
             batch = paths[start : start + extraction.BATCH]
-            images, errors = zip(*pool.map(lambda path: external_images.read(path, size), batch))
+            images, errors = zip(*pool.map(read, batch))
             yield start, np.stack(images), errors
             bar.update(len(batch))
 
 
-def _pooled_features(base: Callable, images: np.ndarray) -> np.ndarray:
-    """The pooled features of at most extraction.BATCH images; the batch is padded with zeros to its one shape."""
+def _pooled_features(base: Callable, images: np.ndarray, view: int) -> np.ndarray:
+    """The pooled features of an exact turn of at most extraction.BATCH images, padded with zeros to the one shape."""
     padded = np.zeros((extraction.BATCH, *images.shape[1:]), np.float32)
     padded[: len(images)] = images
-    return base(tf.constant(padded)).numpy()[: len(images)]
+    return base(turns.turn(tf.constant(padded), [view] * extraction.BATCH)).numpy()[: len(images)]
 
 
 def judge(rows: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:

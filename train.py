@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
+import argparse
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ import config
 import data
 import model
 from devices import precision, strategy
-from images import audit, leaks, plot_style, splits
+from images import audit, leaks, plot_style, splits, stain_normalization
 from safety import command_line, lock, signals
 from safety.errors import InputError
 from training import callbacks, checkpoint, environment, lr_range_test, phases, resume, training_plots, tuner
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run: runs/NAME")
     modes.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
-    modes.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search in the ranges of the section tune")
+    modes.add_argument("--tune", metavar="TRIALS", type=trials, help="search in the ranges of the section tune")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, args.config, args.overrides)
@@ -92,6 +93,8 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data, resumed)
+    settings = stain_normalization.fitted(settings, table[table.set == "train"])
+    strategy.assert_same(stain=str(settings.data.stain_target))
     rows = phases.Rows(splits.training_rows(table, settings.data), table[table.set == "valid"])
 
     record = environment.collect(settings, table, network)
@@ -163,6 +166,13 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
         else:
             curve = lr_range_test.sweep(phases.head(network, rows, settings), settings)
             lr_range_test.report(curve, folder, record["notice"])
+
+
+def trials(text: str) -> int:
+    """The number of trials on the command line; raises ArgumentTypeError unless it is 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"the number of trials must be 1 or more, got {text!r}")
+    return int(text)
 
 
 def name_of(settings: config.Settings) -> str:

@@ -101,8 +101,9 @@ def _data_hash(evaluation: Evaluation) -> str | None:
 def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     """The configuration of each run: protocol, base, and whatever else differs between the runs, as texts.
 
-    What can differ is every setting but the seed and the run's name, the threshold rule, and the source of the test
-    images (`split`). Runs with equal rows differ only in their seed.
+    What can differ is every setting but the seed, the run's name and the stain that each has fitted, the threshold
+    rule, the number of views, and the source of the test images (`split`). Runs with equal rows differ only in their
+    seed.
 
     Returns:
         A row per run.
@@ -110,9 +111,9 @@ def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     rows = []
     for evaluation in evaluations.values():
         settings = pd.json_normalize(evaluation.settings.model_dump()).iloc[0]
-        settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run"])
+        settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run", "data.stain_target"])
         results = evaluation.results
-        options = {"threshold": results["threshold_rule"], "split": results["split"]}
+        options = {"threshold": results["threshold_rule"], "views": results.get("views", 1), "split": results["split"]}
         rows.append({**{key: results[key] for key in ALWAYS}, **settings, **options})
     table = pd.DataFrame(rows).astype(str)
     return table.loc[:, table.columns.isin(ALWAYS) | (table.nunique() > 1)]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from evaluation import bootstrap, calibration, evaluation_plots, gradcam, metrics
 from evaluation.evaluation import Evaluation
-from images import audit, data_plots, decoding, plot_style
+from images import audit, data_plots, decoding, plot_style, stain_normalization
 
 # Images per gallery and per page of heat maps.
 PER_GALLERY = 30
@@ -172,7 +172,9 @@ def heatmaps(evaluation: Evaluation, folder: Path, network: keras.Model) -> Iter
         network: of `checkpoint.load`.
     """
     for name, rows, title in heatmap_pages(evaluation):
-        images = decoding.decode([folder / path for path in rows.path], evaluation.settings.data.image_size)
+        data = evaluation.settings.data
+        images = decoding.decode([folder / path for path in rows.path], data.image_size)
+        images = np.stack([stain_normalization.normalise(image, data) for image in images])
         maps = gradcam.heatmaps(network, images.astype(np.float32), (rows.prediction == "malignant").to_numpy())
         pairs = [np.hstack([image, gradcam.overlay(image, heat)]) for image, heat in zip(images, maps)]
         heading = f"Grad-CAM of {title}"

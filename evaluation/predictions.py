@@ -14,7 +14,8 @@ import config
 import data
 import model
 from features import extraction, feature_datasets
-from images import audit, image_datasets, splits
+from features.extraction import Features
+from images import audit, image_datasets, splits, turns
 from safety import csv_files, limits
 from safety.errors import InputError
 
@@ -62,25 +63,34 @@ def with_test_of(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[table.set.isin(["train", "valid"])], other[other.set == "test"]], ignore_index=True)
 
 
-def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> pd.DataFrame:
-    """Adds a column `probability` (of malignant, 0 to 1) to the rows.
+def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, views: int = 1) -> pd.DataFrame:
+    """Adds a column `probability` (of malignant, 0 to 1) to the rows, and where several views are averaged, `views`.
 
     Args:
         network: of `checkpoint.load`.
         rows: with path, pixels, filename and label_int.
         settings: of the run; `train.features` decides between cached features and images as input.
+        views: exact turns of each image whose probabilities are averaged, 1 (the plain image) or 8.
     """
     if settings.cached:
-        features = extraction.pooled(network, rows, settings)
-        batches = feature_datasets.eval_dataset(features, settings.train.batch_size)
-        probabilities = model.head(network).predict(batches, verbose=0)[:, 0]
+        probabilities = _predict_features(network, extraction.pooled(network, rows, settings, turned=views), settings)
     else:
-        probabilities = predict_images(network, rows, settings)
-    return rows.assign(probability=probabilities.astype(float))
+        probabilities = predict_images(network, rows, settings, views)
+    rows = rows.assign(probability=probabilities.astype(float))
+    return rows.assign(views=views) if views > 1 else rows
 
 
-def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> np.ndarray:
-    """The probabilities (rows,) by the whole network, images in.
+def _predict_features(network: keras.Model, features: Features, settings: config.Settings) -> np.ndarray:
+    """The probabilities (rows,) by the head, the mean over the views."""
+    rows, views = features.places.shape
+    # Each view as a row of its own.
+    unfolded = Features(features.array, features.places.reshape(-1, 1), np.repeat(features.labels, views))
+    batches = feature_datasets.eval_dataset(unfolded, settings.train.batch_size)
+    return model.head(network).predict(batches, verbose=0).reshape(rows, views).mean(axis=1)
+
+
+def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, views: int = 1) -> np.ndarray:
+    """The probabilities (rows,) by the whole network, images in, the mean over the first `views` exact turns.
 
     Raises:
         AssertionError: the dataset returned other file names, or in another order, than the rows have.
@@ -90,7 +100,8 @@ def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Se
     names, probabilities = [], []
     for name, images, _ in tqdm(batches, "predicting", total, unit="batch", delay=5):
         names.extend(name.numpy().astype(str))
-        probabilities.append(network.predict_on_batch(images)[:, 0])
+        turned = (turns.turn(images, [view] * len(images)) for view in range(views))
+        probabilities.append(np.mean([network.predict_on_batch(batch)[:, 0] for batch in turned], axis=0))
     if names != rows.filename.tolist():
         raise AssertionError("the dataset returned other images, or in another order, than were asked for")
     return np.concatenate(probabilities)

@@ -15,11 +15,10 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import classification_report
 
-import data
 from backbones.table import BASES
 from evaluation import bootstrap, calibration, figures, metrics
 from evaluation.evaluation import RESEARCH_ONLY, Evaluation
-from images import leaks
+from images import leaks, splits
 from safety import atomic_files
 
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
@@ -50,7 +49,7 @@ def write(evaluation: Evaluation, network: keras.Model | None) -> None:
 
 def _write_files(evaluation: Evaluation, network: keras.Model | None, text: str) -> None:
     sections = figures.draw(evaluation, network)
-    columns = COLUMNS + [name for name in ("repeat", "fold") if name in evaluation.predictions]
+    columns = COLUMNS + [name for name in ("repeat", "fold", "views") if name in evaluation.predictions]
     for name, content in {
         "metrics.json": json.dumps(evaluation.results, indent=1) + "\n",
         "report.txt": text + "\n",
@@ -67,18 +66,19 @@ def to_text(evaluation: Evaluation) -> str:
     """The metrics as text: scikit-learn's report, confusion matrix, scores with intervals, subgroups, calibration."""
     results, predictions = evaluation.results, evaluation.predictions
     by_class = classification_report(
-        predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
+        predictions.label, predictions.prediction, labels=splits.LABELS, digits=4, zero_division=0
     )
-    columns = [f"predicted {label}" for label in data.LABELS]
+    columns = [f"predicted {label}" for label in splits.LABELS]
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
+    views = f", mean over {results['views']} exact turns of each image" if results.get("views", 1) > 1 else ""
     return "\n".join(
         [
             f"run {results['run']}: protocol {results['protocol']}, seed {results['seed']}, threshold "
-            f"{results['threshold']:.4g} ({results['threshold_rule']}); {results['n']} test images of "
+            f"{results['threshold']:.4g} ({results['threshold_rule']}){views}; {results['n']} test images of "
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             by_class,
-            pd.DataFrame(results["confusion_matrix"], data.LABELS, columns).to_string(),
+            pd.DataFrame(results["confusion_matrix"], splits.LABELS, columns).to_string(),
             "",
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
             f"ROC AUC: {results['roc_auc']:.4f}",

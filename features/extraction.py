@@ -32,16 +32,16 @@ from tqdm import tqdm
 import config
 import model
 from devices import strategy
-from features import store
+from features import inference_form, store
 from features.store import Store
-from images import audit, decoding, warp
+from images import audit, augmentation, decoding, stain_normalization, turns
 from safety import atomic_files
 from safety.errors import InputError
 
 # Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
 BATCH = 32
-# To be raised when the same settings give other features than before.
-VERSION = 1
+# To be raised when the same settings give other features, or other decoded images, than before.
+VERSION, IMAGES_VERSION = 2, 1
 
 
 class Features(NamedTuple):
@@ -86,19 +86,23 @@ class Extraction(NamedTuple):
         features: its output, by the name of the pass.
         images: the decoded images, by their pixels' hash.
         folder: of the image files.
-        augment: how views are warped; None for the plain image.
-        seed: of the warps.
+        data: how the stain is normalised; the decoded images on disk are as they were.
+        augment: how views are augmented; None for exact turns, of which view 0 is the plain image.
+        seed: of the augmentation.
     """
 
     part: keras.Model
     features: Store
     images: Store
     folder: Path
+    data: config.Data
     augment: config.Augment | None
     seed: int
 
 
-def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
+def pooled(
+    network: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False, turned: int = 1
+) -> Features:
     """The base's pooled output (2048 numbers for ResNet50) for each row; see `extract`.
 
     Args:
@@ -106,11 +110,12 @@ def pooled(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, 
         rows: as for `extract`.
         settings: of the run.
         augmented: as for `extract`.
+        turned: as for `extract`.
 
     Raises:
         InputError: as `extract`.
     """
-    return extract(_pooled(network), rows, settings, augmented)
+    return extract(_pooled(network), rows, settings, augmented, turned)
 
 
 @functools.lru_cache(maxsize=1)
@@ -119,24 +124,27 @@ def _pooled(network: keras.Model) -> keras.Model:
     return model.pooled(network)
 
 
-def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False) -> Features:
+def extract(
+    part: keras.Model, rows: pd.DataFrame, settings: config.Settings, augmented: bool = False, turned: int = 1
+) -> Features:
     """The output of a frozen part of the network for each row, from the cache or computed and added to it.
 
     Args:
         part: from the pixels on; its name is that of the layer where it ends.
         rows: with path, pixels and label_int; rows of equal pixels share their features.
         settings: of the run.
-        augmented: whether to take `augment.views` warped views of each image instead of the plain image. The warp of
-            a view depends on the seed, the image and the number of the view alone, so a larger `augment.views` keeps
-            the views that are there.
+        augmented: whether to take `augment.views` augmented views of each image instead of the plain image. A view
+            depends on the seed, the image and the number of the view alone, so a larger `augment.views` keeps the
+            views that are there.
+        turned: views of each image where it is not augmented: its first exact turns, of which 0 is the plain image.
 
     Returns:
-        The features, with one view a row unless augmented.
+        The features, with `augment.views` or `turned` views a row.
 
     Raises:
         InputError: the limit of the cache or the disk is too small, or features are missing in a read-only cache.
     """
-    views = settings.augment.views if augmented else 1
+    views = settings.augment.views if augmented else turned
     size = settings.data.image_size
     images_once = rows.drop_duplicates("pixels").sort_values("path")
     passes = [
@@ -147,8 +155,9 @@ def extract(part: keras.Model, rows: pd.DataFrame, settings: config.Settings, au
     extraction = Extraction(
         part,
         Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
-        Store(store.CACHE / f"images-{VERSION}-{size}", (size, size, 3), np.uint8),
+        Store(store.CACHE / f"images-{IMAGES_VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
+        settings.data,
         settings.augment if augmented else None,
         settings.data.seed,
     )
@@ -169,9 +178,12 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
         "output": part.name,
         "image_size": settings.data.image_size,
         "precision": model.base_of(part).layers[-1].compute_dtype,
-        "augment": settings.augment.model_dump(exclude={"views"}) if augmented else None,
+        # Settings that earlier versions did not know have defaults; they are in the key only where they differ.
+        "augment": settings.augment.model_dump(exclude={"views"}, exclude_defaults=True) if augmented else None,
         "seed": settings.data.seed if augmented else None,
     }
+    if settings.data.stain != "none":
+        values["stain"] = [settings.data.stain, *settings.data.stain_target]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -202,7 +214,7 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
     features, images = extraction.features, extraction.images
     missing = set(features.missing([item.name for item in passes]))
     todo = [item for item in passes if item.name in missing]
-    what = "augmented views" if extraction.augment else "images"
+    what = "augmented views" if extraction.augment else "exact turns" if any(item.view for item in passes) else "images"
     print(
         f"features of {len(passes)} {what}: {len(passes) - len(todo)} in the cache, {len(todo)} passes to do",
         flush=True,
@@ -248,17 +260,22 @@ def _compute(extraction: Extraction, passes: list[Pass]) -> None:
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
-    return strategy.replicate(model.feature_function(part, BATCH))
+    # The copy's variables would be created by some workers only, and TensorFlow would wait for the others.
+    form = part if strategy.is_distributed() else inference_form.fold(part)
+    return strategy.replicate(model.feature_function(form, BATCH))
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:
-    """The chunk's images by their pixels' hash, (size, size, 3), uint8; each is decoded once and then kept."""
+    """The chunk's images by their pixels' hash, (size, size, 3), uint8, normalised; each is decoded once in all."""
     images = extraction.images
     paths = {item.pixels: extraction.folder / item.path for item in chunk}
     undecoded = images.missing(list(paths))
     if undecoded:
         images.add(undecoded, decoding.decode([paths[pixels] for pixels in undecoded], images.shape[0]))
-    return dict(zip(paths, images.read(list(paths))))
+    return {
+        pixels: stain_normalization.normalise(image, extraction.data)
+        for pixels, image in zip(paths, images.read(list(paths)))
+    }
 
 
 def _run(base: Callable, chunk: list[Pass], images: dict, extraction: Extraction) -> np.ndarray:
@@ -273,18 +290,11 @@ def _run(base: Callable, chunk: list[Pass], images: dict, extraction: Extraction
 
 
 def _batch(passes: list[Pass], images: dict, extraction: Extraction) -> tf.Tensor:
-    """The images of the passes, warped, (BATCH, size, size, 3), float32, filled up with zeros."""
+    """The views of the passes, (BATCH, size, size, 3), float32, filled up with zeros."""
     batch = np.zeros((BATCH, *extraction.images.shape), np.float32)
     batch[: len(passes)] = [images[item.pixels] for item in passes]
     if not extraction.augment:
-        return tf.constant(batch)
-    draws = np.zeros((BATCH, warp.DRAWS), np.float32)
-    draws[: len(passes)] = [_draws(item, extraction.seed) for item in passes]
-    return warp.warp(tf.constant(batch), extraction.augment, tf.constant(draws))
-
-
-def _draws(item: Pass, seed: int) -> np.ndarray:
-    """The random numbers (warp.DRAWS,), -1 to 1, of a view's warp."""
-    # NumPy promises that the stream of this generator never changes.
-    digest = hashlib.sha256(f"{seed}/{item.name}".encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, np.uint32)).uniform(-1, 1, warp.DRAWS)
+        return turns.turn(tf.constant(batch), [item.view for item in passes] + [0] * (BATCH - len(passes)))
+    draws = np.zeros((BATCH, augmentation.DRAWS), np.float32)
+    draws[: len(passes)] = [augmentation.draws_of(item.name, extraction.seed) for item in passes]
+    return augmentation.augment(tf.constant(batch), extraction.augment, tf.constant(draws))

@@ -9,7 +9,10 @@ import pandas as pd
 import tensorflow as tf
 
 import config
-from images import decoding, warp
+from images import augmentation, decoding, stain_normalization, warp
+
+# Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
+OTHER_DRAWS = 2**31
 
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
@@ -33,12 +36,10 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         order = epoch_order(len(rows), settings.data.seed, number)
         images = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
-        images = images.map(
-            lambda path, label: (decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
-        )
+        images = images.map(lambda path, label: (_read(path, settings.data), label), tf.data.AUTOTUNE)
         batches = images.batch(settings.train.batch_size).enumerate(start=1)
         return batches.map(
-            lambda step, batch: (_warp_at(batch[0], settings, number, step), batch[1]),
+            lambda step, batch: (_augment_at(batch[0], settings, number, step), batch[1]),
             tf.data.AUTOTUNE,
         )
 
@@ -57,9 +58,7 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
         Batches of file names (n,), images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32.
     """
     images = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
-    images = images.map(
-        lambda name, path, label: (name, decoding.read(path, settings.data.image_size), label), tf.data.AUTOTUNE
-    )
+    images = images.map(lambda name, path, label: (name, _read(path, settings.data), label), tf.data.AUTOTUNE)
     return images.batch(settings.train.batch_size).prefetch(tf.data.AUTOTUNE)
 
 
@@ -68,11 +67,24 @@ def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.map(lambda name, image, label: (image, label))
 
 
-def _warp_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    draws = tf.random.stateless_uniform(
-        (tf.shape(images)[0], warp.DRAWS), seed(settings.data.seed, epoch, step), -1.0, 1.0
+def _read(path: tf.Tensor, data: config.Data) -> tf.Tensor:
+    image = decoding.read(path, data.image_size)
+    if data.stain == "none":
+        return image
+    normalised = tf.numpy_function(
+        lambda pixels: stain_normalization.normalise(pixels, data), [image], tf.float32, stateful=False
     )
-    return warp.warp(images, settings.augment, draws)
+    return tf.ensure_shape(normalised, image.shape)
+
+
+def _augment_at(images: tf.Tensor, settings: config.Settings, epoch: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    def uniform(count: int, step: tf.Tensor) -> tf.Tensor:
+        shape = (tf.shape(images)[0], count)
+        return tf.random.stateless_uniform(shape, seed(settings.data.seed, epoch, step), -1.0, 1.0)
+
+    # A seed of their own for all but the warp, so that its draws are those of earlier versions.
+    draws = [uniform(warp.DRAWS, step), uniform(augmentation.DRAWS - warp.DRAWS, step + OTHER_DRAWS)]
+    return augmentation.augment(images, settings.augment, tf.concat(draws, axis=1))
 
 
 def epoch_order(rows: int, run_seed: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Augmentation: all warps of an image combined into one affine map, so that it is interpolated only once."""
+"""Augmentation of shape: all warps of an image combined into one affine map, so that it is interpolated only once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import config
 
 # Random numbers for each image: rotation, shear, zoom, flip, shift right, shift down.
 DRAWS = 6
+# The settings of the section `augment` that are warps.
+KINDS = {"rotation", "shift", "shear", "zoom", "flip"}
 
 
 def warp(images: tf.Tensor, augment: config.Augment, draws: tf.Tensor) -> tf.Tensor:
@@ -22,7 +24,7 @@ def warp(images: tf.Tensor, augment: config.Augment, draws: tf.Tensor) -> tf.Ten
     Returns:
         Images of the same shape and type; beyond its border an image is continued by reflection.
     """
-    if not augment.active:
+    if not any(augment.model_dump(include=KINDS).values()):
         return images
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,

@@ -1,12 +1,15 @@
 import re
+import shlex
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from tiny_tree import fold_rows, tiny_settings, write_tree
 
 import config
 import data
-from images import audit, splits
+from images import audit, data_plots, splits
 from safety.errors import InputError
 
 COLUMNS = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
@@ -182,7 +185,7 @@ def test_names_with_line_ends_or_endless_numbers_are_refused(tmp_path):
 
 
 def test_the_message_about_a_missing_table_names_a_way_out(tmp_path):
-    with pytest.raises(InputError, match=r"make train"):
+    with pytest.raises(InputError, match=r"make train.* --config sample.yaml"):
         data.read_folds(tmp_path / "Folds.csv")
 
 
@@ -195,6 +198,24 @@ def test_the_command_prints_and_draws(tree, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "overview" / "distribution.png").is_file() and (tmp_path / "overview" / "samples.png").is_file()
 
 
+def test_augmented_draws_the_views_of_the_training_images(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setattr(data_plots, "gallery", lambda *given: shown.extend(given) or plt.figure())
+    changes = ["data.stain=reinhard", "augment.turns=true", "augment.views=2"]
+    data.main([*tiny_settings(tree), "--augmented", *changes])
+    assert "drawn: overview/augmented.png" in capsys.readouterr().out and Path("overview/augmented.png").is_file()
+    images, captions, labels, _, columns = shown
+    assert list(captions) == ["as it is", "reinhard", "view 1", "view 2"] * 4 and columns == 4
+    assert sorted(labels) == ["benign"] * 8 + ["malignant"] * 8
+    for plain, normalised, *views in zip(*(images[start::4] for start in range(4))):
+        assert not (plain == normalised).all()
+        pixels = sorted(map(tuple, normalised.reshape(-1, 3)))
+        assert all(sorted(map(tuple, view.reshape(-1, 3))) == pixels for view in views)
+    with pytest.raises(InputError, match="--augmented: needed is data.stain or a setting of augment that is on"):
+        data.main([*tiny_settings(tree), "--augmented"])
+
+
 def test_split_writes_the_split_and_opens_no_image(tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Folds.csv").write_bytes((tree / "Folds.csv").read_bytes())
@@ -202,6 +223,24 @@ def test_split_writes_the_split_and_opens_no_image(tree, tmp_path, monkeypatch):
     table = pd.read_csv("split.csv")
     assert list(table.columns) == splits.COLUMNS
     assert (table[table.set == "test"].label.value_counts() == 10).all()
+
+
+def test_the_note_on_unknown_pixels_gives_a_command_with_the_same_settings(tree, tmp_path, capsys):
+    (tmp_path / "my own.yaml").write_text("data: {seed: 3}\n")
+    arguments = [
+        "--config",
+        "my own.yaml",
+        f"data.root={tree}",
+        f"data.folds={tree}/Folds.csv",
+        "data.test_per_class=4",
+    ]
+    data.main([*arguments, "--split", "split.csv"])
+    command = capsys.readouterr().out.splitlines()[0].partition("first run: ")[2]
+    assert shlex.split(command) == ["python", "data.py", "--audit", *arguments]
+    data.main(shlex.split(command)[2:])
+    capsys.readouterr()
+    data.main([*arguments, "--split", "split.csv"])
+    assert "first run" not in capsys.readouterr().out
 
 
 def test_the_notice_of_a_synthetic_tree_is_found(tree, tmp_path):

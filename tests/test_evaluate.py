@@ -11,12 +11,13 @@ import sklearn.metrics
 from tiny_tree import EVALUATED, tiny_settings
 
 import config
-import data
 import evaluate
 import train
 from evaluation import calibration, metrics, predictions, report
+from images import audit, decoding, splits
 from safety import command_line
 from safety.errors import InputError
+from training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -48,7 +49,7 @@ def test_the_metrics_follow_from_the_predictions(run, predicted):
             {"precision": precision, "recall": recall, "f1": f1[-1], "support": 25}, abs=1e-12
         )
     assert results["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
-    table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=data.LABELS, fill_value=0)
+    table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=splits.LABELS, fill_value=0)
     assert results["confusion_matrix"] == table.to_numpy().tolist()
     assert results["roc_auc"] == pytest.approx(
         sklearn.metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)
@@ -200,10 +201,10 @@ def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoi
     first = evaluate.evaluate(copy / "best_model.keras", "youden").results
     predict, seen = predictions.predict, {}
 
-    def poisoned(network, rows, settings):
+    def poisoned(network, rows, settings, views):
         flipped = rows.label.map({"benign": "malignant", "malignant": "benign"})
         rows = rows.assign(label=rows.label.where(rows.set == "valid", flipped))
-        return seen.setdefault(rows.set.iloc[0], predict(network, rows, settings))
+        return seen.setdefault(rows.set.iloc[0], predict(network, rows, settings, views))
 
     monkeypatch.setattr(predictions, "predict", poisoned)
     second = evaluate.evaluate(copy / "best_model.keras").results
@@ -223,6 +224,43 @@ def test_a_chosen_threshold_decides(copy):
     assert ((predicted.probability >= 0.3) == (predicted.prediction == "malignant")).all()
     with pytest.raises(InputError, match="youden, f1, or sensitivity"):
         evaluate.main(["runs/tiny", "--threshold", "best"])
+
+
+def test_views_are_averaged_on_validation_and_test_and_recorded(copy, tree, capsys):
+    evaluate.main(["runs/tiny", "--views", "8", "--threshold", "youden"])
+    assert "mean over 8 exact turns of each image" in capsys.readouterr().out
+    results = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    predicted = pd.read_csv(copy / "evaluation" / "predictions.csv")
+    assert (
+        results["views"] == 8 and list(predicted.columns) == [*report.COLUMNS, "views"] and set(predicted.views) == {8}
+    )
+    network, about = checkpoint.load(copy / "best_model.keras")
+    table = predictions.read_split(copy / "split.csv")
+    images = decoding.decode([audit.image_folder(tree) / path for path in table.path], 32).astype(np.float32)
+    turned = [np.rot90(side, count, (1, 2)) for side in (images, images[:, :, ::-1]) for count in range(4)]
+    table["mean"] = np.mean([network.predict(batch, verbose=0)[:, 0] for batch in turned], axis=0)
+    by_hand = table[table.set == "test"].set_index("filename").loc[predicted.filename, "mean"]
+    np.testing.assert_allclose(predicted.probability, by_hand, atol=1e-5)
+    valid = table[table.set == "valid"]
+    malignant = (valid.label == "malignant").to_numpy()
+    assert results["threshold"] == pytest.approx(
+        calibration.choose_threshold(malignant, valid["mean"], "youden"), abs=1e-5
+    )
+    temperature = calibration.fit_temperature(malignant, valid["mean"])
+    assert results["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-2)
+    assert about["decision"]["views"] == 8 and about["decision"]["threshold"] == results["threshold"]
+    # They are kept, as the rule of the threshold is, until another number is asked for.
+    evaluate.main(["runs/tiny"])
+    assert json.loads((copy / "evaluation" / "metrics.json").read_text())["views"] == 8
+    evaluate.main(["runs/tiny", "--views", "1", "--threshold", "0.5"])
+    again = json.loads((copy / "evaluation" / "metrics.json").read_text())
+    assert again["views"] == 1 and again["accuracy"] != results["accuracy"]
+
+
+def test_other_numbers_of_views_are_refused(copy):
+    for number in ("0", "2", "9", "x"):
+        with pytest.raises(InputError, match="--views.*invalid"):
+            evaluate.main(["runs/tiny", "--views", number])
 
 
 def test_a_checkpoint_that_was_moved_out_of_its_run_is_named_and_nothing_is_left_around_it(run, tmp_path):

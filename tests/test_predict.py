@@ -12,6 +12,7 @@ from memory import in_use
 from PIL import Image
 from tqdm import tqdm
 
+import evaluate
 import model
 import predict
 from evaluation import out_of_distribution
@@ -76,6 +77,36 @@ def test_the_probability_of_a_file_is_that_of_the_evaluation(run, tree, capsys):
     table = table.set_index("filename").loc[expected.index]
     assert status == 0 and len(table) == 50 and table.probability.nunique() > 40
     np.testing.assert_allclose(table.probability.astype(float), expected.probability, atol=1e-5)
+
+
+def test_views_are_those_of_the_evaluation_and_give_its_probabilities(copy, tree, capsys, without_figures):
+    evaluate.main(["runs/tiny", "--views", "8"])
+    capsys.readouterr()
+    expected = pd.read_csv(copy / "evaluation" / "predictions.csv").set_index("filename")
+    status, table, _ = table_of(copy, audit.image_folder(tree), capsys=capsys)
+    table.index = table.file.str.rsplit("/", n=1).str[-1]
+    assert status == 0 and list(table.columns) == [*predict.COLUMNS, "views"] and set(table.views) == {8}
+    np.testing.assert_allclose(table.probability[expected.index].astype(float), expected.probability, atol=1e-5)
+    assert (table.prediction[expected.index] == expected.prediction).all()
+    with pytest.raises(
+        InputError, match=r"--views: .* were chosen with 8, got 1; first run: python evaluate.py .*--views 1"
+    ):
+        predict.main([str(copy), str(audit.image_folder(tree)), "--views", "1"])
+    with pytest.raises(InputError, match="--views.*invalid"):
+        predict.main([str(copy), str(audit.image_folder(tree)), "--views", "3"])
+
+
+def test_the_mean_over_views_is_that_by_hand_and_depends_on_no_order(loaded, folder):
+    network, about = loaded
+    paths = external_images.find([str(folder)])
+    images = np.stack([external_images.read(path, 32)[0] for path in paths])
+    turned = [np.rot90(side, count, (1, 2)) for side in (images, images[:, :, ::-1]) for count in range(4)]
+    by_hand = np.mean([network.predict(batch, verbose=0)[:, 0] for batch in turned], axis=0)
+    about = predict.with_views(about, 8, "run")
+    table, again = (predict.predict(network, about, order) for order in (paths, paths[::-1]))
+    np.testing.assert_allclose(table.probability, by_hand, atol=1e-5)
+    np.testing.assert_allclose(again.probability[::-1], table.probability, atol=1e-6)
+    assert predict.with_views({"decision": {"threshold": 0.5}}, None, "run")["views"] == 1
 
 
 def test_the_whole_network_gives_the_same(loaded, folder):

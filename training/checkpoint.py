@@ -175,6 +175,8 @@ def _read_metadata(path: Path) -> dict:
         hdf5_files.check(io.BytesIO(archive.read(ARRAYS)))
         values = json.loads(archive.read(METADATA))
     checked = config.validate(Metadata, values)
+    if checked.settings.data.stain != "none" and checked.settings.data.stain_target == "auto":
+        raise ValueError("data.stain_target must be the numbers that training fitted, got auto")
     return {**values, **checked.model_dump(exclude_unset=True), "settings": checked.settings}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -14,6 +14,12 @@ TEMPERATURE_RANGE = (0.5, 10.0)
 # With fewer validation patients of a class the temperature stays 1: images of one patient resemble each other, so it
 # would be that of a few patients. From five on, no single one is more than a fifth of its class.
 MIN_PATIENTS = 5
+# Numbers of exact turns of an image whose probabilities can be averaged: the plain image alone, or all.
+VIEWS = (1, 8)
+VIEWS_HELP = (
+    "the probability of an image is that of the plain image (1) or the mean over its 8 exact quarter turns and mirrors "
+    "(8), for validation and test; default: that of the checkpoint's last evaluation, else 1"
+)
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 
 
@@ -52,11 +58,13 @@ class Decision(config.Section):
         rule: of the threshold.
         threshold: probability from which an image is called malignant.
         temperature: by which the log-odds are divided to calibrate the probabilities.
+        views: exact turns of each image whose mean probability is taken; earlier versions took the plain image alone.
     """
 
     rule: Annotated[str, AfterValidator(check_rule)]
     threshold: float = Field(ge=0, le=1)
     temperature: float = Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])
+    views: Literal[1, 8] = 1
 
     @model_validator(mode="after")
     def _threshold_is_that_of_the_rule(self) -> Decision:

@@ -1,8 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_tree import tiny_settings
 
+import config
 import data
+import model
 from evaluation import predictions
 from images import audit, decoding, image_datasets
 from safety.errors import InputError
@@ -36,6 +39,27 @@ def test_features_and_images_give_the_same_predictions(run):
     rows = audit.with_pixels(rows, about["settings"].data)
     of_images = predictions.predict_images(network, rows, about["settings"])
     np.testing.assert_allclose(predictions.predict(network, rows, about["settings"]).probability, of_images, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cached", "end_to_end"])
+def test_the_mean_over_views_is_that_by_hand_and_depends_on_no_order(tree, kind):
+    settings = config.load_settings(None, tiny_settings(tree, f"train.features={kind}", "train.batch_size=7"))
+    rows = data.read_table(settings.data).drop_duplicates("filename").sample(20, random_state=1)
+    rows = audit.with_pixels(rows, settings.data)
+    network = model.build(settings)
+    # So that probabilities differ; a new head gives almost all 0 or 1.
+    network.get_layer("head").set_weights([array / 30 for array in network.get_layer("head").get_weights()])
+    images = decoding.decode([audit.image_folder(tree) / path for path in rows.path], 32).astype(np.float32)
+    turned = [np.rot90(side, count, (1, 2)) for side in (images, images[:, :, ::-1]) for count in range(4)]
+    by_hand = np.mean([network.predict(batch, verbose=0)[:, 0] for batch in turned], axis=0)
+    predicted = predictions.predict(network, rows, settings, 8)
+    np.testing.assert_allclose(predicted.probability, by_hand, atol=1e-5)
+    assert predicted.filename.tolist() == rows.filename.tolist() and set(predicted.views) == {8}
+    again = predictions.predict(network, rows[::-1], settings, 8)[::-1]
+    np.testing.assert_allclose(again.probability, predicted.probability, atol=1e-5)
+    plain = predictions.predict(network, rows, settings)
+    np.testing.assert_allclose(plain.probability, network.predict(images, verbose=0)[:, 0], atol=1e-5)
+    assert "views" not in plain and np.abs(plain.probability - predicted.probability).max() > 1e-4
 
 
 def split_file(run, path, old="", new=""):

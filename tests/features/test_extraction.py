@@ -19,7 +19,7 @@ import data
 import model
 from devices import precision
 from features import extraction, store
-from images import audit, decoding, image_datasets, splits, warp
+from images import audit, augmentation, decoding, image_datasets, splits, turns
 from safety.errors import InputError
 from training import phases
 
@@ -101,11 +101,22 @@ def test_a_view_is_the_warped_image_by_its_own_seed(tree, rows, network):
     settings = options(tree, "augment.rotation=30", "augment.zoom=0.2", "augment.views=2")
     features = extraction.pooled(network, rows.head(3), settings, augmented=True)
     row = rows.iloc[1]
-    draws = extraction._draws(extraction.Pass(f"{row.pixels}-1", row.path, row.pixels, 1), settings.data.seed)
+    draws = augmentation.draws_of(f"{row.pixels}-1", settings.data.seed)
     image = decoding.read(str(audit.image_folder(tree) / row.path), 32)[None]
-    warped = warp.warp(image, settings.augment, tf.constant(draws[None].astype(np.float32)))
+    warped = augmentation.augment(image, settings.augment, tf.constant(draws[None].astype(np.float32)))
     np.testing.assert_allclose(values(features, 1)[1], model.pooled(network)(warped)[0], rtol=1e-4, atol=1e-4)
     assert not np.allclose(values(features, 0)[1], values(features, 1)[1])
+
+
+def test_a_turned_view_is_the_exact_turn_next_to_the_plain_image_that_is_there(tree, rows, network, passes):
+    plain = values(extraction.pooled(network, rows.head(3), options(tree)))
+    features = extraction.pooled(network, rows.head(3), options(tree), turned=8)
+    assert len(passes) == 3 * 8 and (values(features, 0) == plain).all() and features.places.shape == (3, 8)
+    assert len(list(Path("cache").glob("features-*"))) == 1
+    images = decoding.decode([audit.image_folder(tree) / path for path in rows.path.head(3)], 32).astype(np.float32)
+    for view in range(8):
+        expected = model.pooled(network)(turns.turn(tf.constant(images), [view] * 3))
+        np.testing.assert_allclose(values(features, view), expected, rtol=1e-4, atol=1e-4)
 
 
 def key(network, *rest):
