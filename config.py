@@ -124,14 +124,6 @@ class Model(Section):
         description="first block of the base to fine-tune (later ones follow), as docs/backbones.md lists them, or none"
     )
 
-    @model_validator(mode="after")
-    def _starts_at_a_block_of_the_base(self) -> Model:
-        blocks = ["none", *(BASES[self.base].blocks if self.base in BASES else ())]
-        if self.trainable_from not in blocks:
-            allowed = f"trainable_from: allowed with base {self.base}: {', '.join(blocks)}"
-            raise ValueError(f"{allowed}, got {self.trainable_from!r}")
-        return self
-
     @property
     def frozen(self) -> bool:
         """Whether the pooled features of an image stay the same while the head is trained."""
@@ -210,10 +202,14 @@ class Settings(Section):
     tune: Tune
 
     @model_validator(mode="after")
-    def _images_as_large_as_the_base_needs(self) -> Settings:
-        base, size = self.model.base, self.data.image_size
-        if base in BASES and size < BASES[base].smallest:
-            raise ValueError(f"data.image_size: must be at least {BASES[base].smallest} with base {base}, got {size}")
+    def _suit_the_base(self) -> Settings:
+        name, block, size = self.model.base, self.model.trainable_from, self.data.image_size
+        base = BASES.get(name)
+        blocks = ["none", *(base.blocks if base else ())]
+        if block not in blocks:
+            raise ValueError(f"model.trainable_from: allowed with base {name}: {', '.join(blocks)}, got {block!r}")
+        if base and size < base.smallest:
+            raise ValueError(f"data.image_size: must be at least {base.smallest} with base {name}, got {size}")
         return self
 
     @property
