@@ -128,14 +128,6 @@ class Model(Section):
         """Whether the pooled features come from a file, so that a run opens no image."""
         return self.base == "file"
 
-    @model_validator(mode="after")
-    def _starts_at_a_block_of_the_base(self) -> Model:
-        blocks = ["none", *(BASES[self.base].blocks if self.base in BASES else ())]
-        if self.trainable_from not in blocks:
-            allowed = f"trainable_from: allowed with base {self.base}: {', '.join(blocks)}"
-            raise ValueError(f"{allowed}, got {self.trainable_from!r}")
-        return self
-
 
 class Train(Section):
     run: RunName = Field(description="name of the folder under runs/; auto takes protocol, seed and time")
@@ -207,10 +199,18 @@ class Settings(Section):
     tune: Tune
 
     @model_validator(mode="after")
-    def _images_are_as_the_base_needs_them(self) -> Settings:
-        base, size = self.model.base, self.data.image_size
-        if base in BASES and size < BASES[base].smallest:
-            raise ValueError(f"data.image_size: must be at least {BASES[base].smallest} with base {base}, got {size}")
+    def _suit_the_base(self) -> Settings:
+        name, block, size = self.model.base, self.model.trainable_from, self.data.image_size
+        base = BASES.get(name)
+        blocks = ["none", *(base.blocks if base else ())]
+        if block not in blocks:
+            raise ValueError(f"model.trainable_from: allowed with base {name}: {', '.join(blocks)}, got {block!r}")
+        if base and size < base.smallest:
+            raise ValueError(f"data.image_size: must be at least {base.smallest} with base {name}, got {size}")
+        return self
+
+    @model_validator(mode="after")
+    def _imported_features_open_no_image(self) -> Settings:
         weights, features, stain = self.model.weights, self.train.features, self.data.stain
         broken = {
             f"model.weights must be the path of the features, got {weights}": weights in ("imagenet", "random"),

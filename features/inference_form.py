@@ -33,7 +33,7 @@ def fold(part: keras.Model) -> keras.Model:
     folded = set(followers.values())
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if isinstance(layer, keras.Model):
+        if _is_folded_too(layer):
             return fold(layer)
         if layer.name in folded:
             return Nothing(dtype=layer.dtype_policy, name=layer.name)
@@ -42,12 +42,17 @@ def fold(part: keras.Model) -> keras.Model:
 
     same = keras.models.clone_model(part, clone_function=copy)
     for layer in part.layers:
-        if layer.get_weights() and not isinstance(layer, keras.Model) and layer.name not in folded:
+        if layer.get_weights() and not _is_folded_too(layer) and layer.name not in folded:
             norm = followers.get(layer.name)
             weights = _folded(layer, part.get_layer(norm)) if norm else layer.get_weights()
             same.get_layer(layer.name).set_weights(weights)
     same.trainable = False
     return same
+
+
+def _is_folded_too(layer: keras.layers.Layer) -> bool:
+    # The Sequentials of ConvNeXt have no BatchNorm, and Keras 2 would copy them without weights.
+    return isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
 
 
 def _followers(part: keras.Model) -> dict[str, str]:

@@ -30,7 +30,7 @@ warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 
 # What --help loads on first use only: packages that take seconds to import, and all of this project that imports them.
 SLOW = ("keras", "pandas", "tensorflow")
-PLACES = ("data", "devices", "evaluation", "features", "images", "model", "training")
+PLACES = ("benchmarks", "data", "devices", "evaluation", "features", "images", "model", "training")
 
 
 class LoadOnUse(importlib.abc.MetaPathFinder):

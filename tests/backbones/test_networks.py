@@ -17,6 +17,7 @@ from backbones import networks
 from backbones.table import BASES
 from devices import keras_stack
 from evaluation import gradcam
+from features import inference_form
 from safety.errors import InputError
 from training import checkpoint, fine_tuning
 
@@ -35,7 +36,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def images(name):
-    size = max(48, BASES[name].smallest)
+    size = max(64, BASES[name].smallest)
     return np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.float32)
 
 
@@ -102,6 +103,14 @@ def test_weights_that_keras_wrote_are_loaded(network, fetched, tmp_path):
         base.set_weights([np.zeros_like(array) for array in kept])
         networks.load(base, str(tmp_path / file))
         assert all((one == other).all() for one, other in zip(base.get_weights(), kept))
+
+
+def test_the_cache_has_the_features_of_training(network, images):
+    """Features are computed by a form with folded BatchNorms; `fit` calls the whole network in training mode."""
+    pooled = model.pooled(network)
+    expected = pooled(images, training=True).numpy()
+    difference = np.abs(inference_form.fold(pooled)(images, training=False) - expected).max()
+    assert difference < 1e-5 * expected.max(), difference / expected.max()
 
 
 def test_a_step_of_training_moves_the_head_alone(settings, network, images):

@@ -1,5 +1,6 @@
 """Both stacks train, save and read alike. Each silent difference of Keras 3 has a test that is red without its cure."""
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -66,9 +67,22 @@ def features_of(rows, seed):
     return Features(array, np.arange(rows)[:, None], labels)
 
 
+@functools.cache
+def built(standardize):
+    """A network and its weights, built once, since it takes seconds; a head takes its own settings."""
+    network = model.build(config.load_settings(None, ["model.weights=random", f"model.standardize={standardize}"]))
+    return network, network.get_weights()
+
+
+def fresh_head(settings):
+    network, weights = built(settings.model.standardize)
+    network.set_weights(weights)
+    return model.head(network)
+
+
 def fit_head(settings, count, verbose=0):
     """History, steps and weights of a head that takes so many steps in a call; 67 batches of training, 65 rows of validation."""
-    head = model.head(model.build(settings))
+    head = fresh_head(settings)
     phase = phases.head_on_features(head, features_of(67, 0), features_of(65, 1), settings)
     model.compile_model(head, settings.train, phase.rate)
     head.steps_per_execution = count
@@ -78,7 +92,7 @@ def fit_head(settings, count, verbose=0):
 
 def fit_plain(settings):
     """The same by Keras alone, a batch at a time."""
-    head = model.head(model.build(settings))
+    head = fresh_head(settings)
     head = keras.Model(head.input, head.output)
     features, valid = features_of(67, 0), features_of(65, 1)
     model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
@@ -111,7 +125,7 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
     """In NumPy's double precision: 3 epochs of 4 batches with momentum; float32 keeps six digits of the weights."""
     overrides = ["train.batch_size=20", "train.epochs=3", "train.momentum=0.5", "model.standardize=false"]
     settings = config.load_settings(None, tiny_settings(tree, *overrides))
-    head = model.head(model.build(settings))
+    head = fresh_head(settings)
     kernel, bias = (array.astype(float) for array in head.get_weights())
     features, rate = features_of(67, 0), model.cyclical_rate(settings.train, 67)
     velocity, step = [0.0, 0.0], 0
@@ -134,7 +148,7 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
 def test_a_call_takes_the_rows_that_fit_into_memory(tree):
     for size, steps in ((1, 4096), (64, 64), (100_000, 1)):
         settings = config.load_settings(None, tiny_settings(tree, f"train.batch_size={size}"))
-        head = model.head(model.build(settings))
+        head = fresh_head(settings)
         model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
         assert int(head.steps_per_execution) == steps
 
@@ -170,7 +184,7 @@ def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
         watched(features.array[:1])
         batches = Batches(
             lambda epoch: feature_datasets.train_dataset(features, settings, epoch),
-            3, feature_datasets.eval_dataset(features, 16), 3, lambda places: feature_datasets.read(features.array, places),
+            3, feature_datasets.eval_dataset(features, 16), 3, functools.partial(feature_datasets.read, features.array),
         )  # fmt: skip
         watched.compile("sgd", "binary_crossentropy", jit_compile=False)
         keras_stack.fit(watched, batches, strategy.distribute, first, {"epochs": 4, "callbacks": [], "verbose": 0})

@@ -87,8 +87,16 @@ def test_every_image_is_predicted_once_a_repeat_and_no_unit_is_on_two_sides(unit
     )
     assert tested.value_counts().eq(1).all() and len(tested) == repeats * len(table)
     units = splits.group_ids(table, unit).to_numpy()
+    tests, of_inner_folds = iter(set(table.index[table.filename.isin(result["filename"])]) for result in results), set()
+    test = next(tests)
     for train, held_out, _ in heads.calls:
         assert not set(units[list(train)]) & set(units[list(held_out)])
+        if held_out != test:
+            of_inner_folds |= train | held_out
+            continue
+        assert not set(units[list(of_inner_folds)]) & set(units[list(test)])
+        test, of_inner_folds = next(tests, None), set()
+    assert test is None
 
 
 @given(unit=UNITS, rule=RULES, poisoned=st.integers(1, 3))

@@ -107,7 +107,7 @@ def test_there_are_no_turns_of_an_image(settings, table):
             "model.weights=imagenet",
             "model.weights must be the path of the features, got imagenet",
         ),
-        ("model.trainable_from=conv5_block1", "trainable_from: allowed with base file: none, got 'conv5_block1'"),
+        ("model.trainable_from=conv5_block1", "model.trainable_from: allowed with base file: none, got 'conv5_block1'"),
     ],
 )
 def test_what_needs_pixels_is_refused_with_the_settings(change, message):

@@ -276,8 +276,8 @@ def test_the_evaluation_predicts_what_the_checkpoint_itself_does(tree, undisturb
 
 
 @pytest.mark.parametrize("settings, words", [
-    (["model.trainable_from=conv5_block4"], "trainable_from: allowed with base resnet50: none, conv2_block1, .*, conv5_block3, got 'conv5_block4'"),
-    (["model.trainable_from=conv5_block1", "model.base=cnn"], "trainable_from: allowed with base cnn: none, got 'conv5_block1'"),
+    (["model.trainable_from=conv5_block4"], "^model.trainable_from: allowed with base resnet50: none, conv2_block1, .*, conv5_block3, got 'conv5_block4'"),
+    (["model.trainable_from=conv5_block1", "model.base=cnn"], "^model.trainable_from: allowed with base cnn: none, got 'conv5_block1'"),
     (["train.fine_tune_epochs=0"], "train.fine_tune_epochs: input should be greater than or equal to 1"),
     (["train.fine_tune_lr=0"], "train.fine_tune_lr: input should be greater than 0"),
 ])  # fmt: skip
