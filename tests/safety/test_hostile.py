@@ -213,6 +213,10 @@ def read_weights(path):
     networks.load(small_base(), str(path))
 
 
+def read_features(path):
+    feature_files.read(path)
+
+
 def read_folds(path):
     splits.split(data.read_folds(path), config.load_settings().data.model_copy(update={"test_per_class": 1}))
 
@@ -233,9 +237,9 @@ TARGETS = {
     "config.yaml": (settings_content, read_settings, 4000),
     "PNG": (png_content, read_image, 12000),
     "weights.h5": (weights_content, read_weights, 4000),
-    "features.npz": (features_content(write_npz), feature_files.read, 700),
-    "features.csv": (features_content(write_csv), feature_files.read, 700),
-    "features.h5": (features_content(write_hdf5), feature_files.read, 700),
+    "features.npz": (features_content(write_npz), read_features, 700),
+    "features.csv": (features_content(write_csv), read_features, 700),
+    "features.h5": (features_content(write_hdf5), read_features, 700),
 }
 
 
