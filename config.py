@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
+from backbones.table import BASES
 from safety import limits
 from safety.errors import InputError
 from safety.schema import (
@@ -33,7 +34,8 @@ from safety.schema import (
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # The way out that messages about missing data give.
 GET_DATA = (
-    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which needs no data set"
+    "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
+    "that --config sample.yaml reads"
 )
 
 
@@ -110,30 +112,22 @@ class Augment(Section):
         return any(self.model_dump(exclude={"views"}).values())
 
 
-# The residual blocks of ResNet50, from input to output.
-BLOCKS = [f"conv{stage}_block{1 + block}" for stage, blocks in enumerate((3, 4, 6, 3), 2) for block in range(blocks)]
-
-
 class Model(Section):
-    base: Literal["resnet50", "cnn"] = Field(
-        description="resnet50 (frozen up to trainable_from) or cnn (small, trained from scratch)"
+    base: Literal[(*BASES, "cnn")] = Field(
+        description=f"{', '.join(BASES)} (frozen up to trainable_from) or cnn (small, trained from scratch)"
     )
-    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of ResNet50 without top")
+    weights: PrintableStr = Field(description="imagenet, random, or the path of a .h5 of the base without top")
     standardize: bool = Field(
-        description="scale resnet50's pooled features by their training mean and deviation before the head"
+        description="scale a frozen base's pooled features by their training mean and deviation before the head"
     )
-    trainable_from: Literal[("none", *BLOCKS)] = Field(
-        description="first block of resnet50 to fine-tune, conv2_block1 to conv5_block3 (later ones follow), or none"
+    trainable_from: str = Field(
+        description="first block of the base to fine-tune (later ones follow), as docs/backbones.md lists them, or none"
     )
 
-    @model_validator(mode="after")
-    def _only_resnet50_has_blocks(self) -> Model:
-        if self.base != "resnet50" and self.trainable_from != "none":
-            raise ValueError(
-                f"trainable_from must be none with base {self.base}, which is trained whole; "
-                f"{', '.join(BLOCKS)} are blocks of resnet50, got {self.trainable_from}"
-            )
-        return self
+    @property
+    def frozen(self) -> bool:
+        """Whether the pooled features of an image stay the same while the head is trained."""
+        return self.base != "cnn"
 
 
 class Train(Section):
@@ -207,10 +201,21 @@ class Settings(Section):
     train: Train
     tune: Tune
 
+    @model_validator(mode="after")
+    def _suit_the_base(self) -> Settings:
+        name, block, size = self.model.base, self.model.trainable_from, self.data.image_size
+        base = BASES.get(name)
+        blocks = ["none", *(base.blocks if base else ())]
+        if block not in blocks:
+            raise ValueError(f"model.trainable_from: allowed with base {name}: {', '.join(blocks)}, got {block!r}")
+        if base and size < base.smallest:
+            raise ValueError(f"data.image_size: must be at least {base.smallest} with base {name}, got {size}")
+        return self
+
     @property
     def cached(self) -> bool:
         """Whether training reads features from the cache; a base that is trained has no constant features."""
-        return self.train.features == "cached" and self.model.base == "resnet50"
+        return self.train.features == "cached" and self.model.frozen
 
     @property
     def fine_tuned(self) -> bool:
@@ -306,7 +311,8 @@ def _explain(item: Any) -> str:
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ")
     got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
-    return f"{name}: {message[0].lower()}{message[1:]}{got}"
+    # A check of several sections names the key by itself.
+    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 def setting_names() -> list[str]:
@@ -326,7 +332,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     defaults = _read_yaml(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
-        f"  {section}.{key + '=':<18} {field.description} [{defaults[section][key]}]"
+        f"  {section}.{key + '=':<18} {field.description} [{limits.to_yaml(defaults[section][key])}]"
         for section, keys in _fields().items()
         for key, field in keys.items()
     )

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import keras
 import pandas as pd
 
 import config
@@ -31,13 +33,32 @@ import data
 import model
 from devices import precision, strategy
 from evaluation import cross_validation, final_model, nested
-from evaluation.nested import Plan
 from images import audit, folds, splits
 from safety import atomic_files, command_line, lock
 from safety.errors import InputError
-from training import cross_validation_files, decision, environment, jobs, out_of_fold, resume
+from training import changed_settings, cross_validation_files, decision, environment, jobs, out_of_fold, resume
 
 HERE = Path(__file__).parent
+
+
+class CrossValidation(NamedTuple):
+    """What a cross-validation starts from.
+
+    Attributes:
+        folder: runs/NAME.
+        settings: with the precision that is used.
+        plan: with the folds that are used.
+        table: a row an image, as in `out_of_fold.Prepared`.
+        drawn: the tested images of each outer fold: filename, repeat, fold.
+        network: of `model.build`.
+    """
+
+    folder: Path
+    settings: config.Settings
+    plan: nested.Plan
+    table: pd.DataFrame
+    drawn: pd.DataFrame
+    network: keras.Model
 
 
 def main(arguments: list[str]) -> None:
@@ -66,14 +87,15 @@ def main(arguments: list[str]) -> None:
     folder = Path("runs", settings.train.run)
     jobs.check_count(args.jobs)
     number, count = jobs.parse_share(args.share)
-    if args.jobs > 1:
-        start_jobs(arguments, folder, [(number + count * job, count * args.jobs) for job in range(args.jobs)])
-        # What follows finds all folds of this share.
     with resume.advice_on_stop(folder, ""), strategy.scope(settings, folder):
-        cross_validate(folder, settings, plan, args)
+        started = start(folder, settings, plan)
+        if args.jobs > 1:
+            start_jobs(arguments, folder, [(number + count * job, count * args.jobs) for job in range(args.jobs)])
+            # What follows finds all folds of this share.
+        cross_validate(started, args)
 
 
-def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
+def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Plan]:
     """The settings, with the name of the folder as train.run, and the plan.
 
     Raises:
@@ -102,7 +124,7 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
     if "TF_CONFIG" in os.environ and settings.train.strategy != "one":
         raise InputError("TF_CONFIG: a cross-validation is divided among hosts with --share; unset TF_CONFIG")
     published = unit == "patient" and args.folds == 5 and not (args.draw or args.official)
-    plan = Plan(
+    plan = nested.Plan(
         unit=unit,
         folds=args.folds,
         repeats=args.repeats,
@@ -114,6 +136,28 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, Plan]:
         digest = splits.digest(settings.to_yaml() + plan.model_dump_json())[:8]
         args.name = f"crossval-{settings.data.protocol}-{args.folds}x{args.repeats}-{digest}"
     return config.load_settings(args.config, [*args.overrides, f"train.run={args.name}"]), plan
+
+
+def start(folder: Path, settings: config.Settings, plan: nested.Plan) -> CrossValidation:
+    """Checks the images and creates the folder of a cross-validation, or opens it again.
+
+    Its config.yaml then has the precision that all processes use, where `auto` could find another one in each.
+    """
+    settings = precision.with_precision(changed_settings.with_known_precision(folder, settings))
+    rows = read_rows(settings)
+    plan = with_folds_found(plan, rows)
+    table, drawn, dropped = read_images(rows, settings, plan)
+    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    network = model.build(settings)
+    record = environment.describe(settings, network) | {
+        "device": device,
+        "data_sha256": audit.data_version(table),
+        "dropped": dropped,
+        "cross_validation": plan.model_dump(),
+    }
+    cross_validation_files.open_folder(folder, settings, drawn, record)
+    print(f"device: {device}", flush=True)
+    return CrossValidation(folder, settings, plan, table, drawn, network)
 
 
 def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]) -> None:
@@ -140,24 +184,12 @@ def start_jobs(arguments: list[str], folder: Path, shares: list[tuple[int, int]]
         )
 
 
-def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: argparse.Namespace) -> None:
+def cross_validate(started: CrossValidation, args: argparse.Namespace) -> None:
     """Trains and tests the missing folds of this share, then evaluates all if none is missing."""
-    settings = precision.with_precision(cross_validation_files.with_known_precision(folder, settings))
-    rows = read_rows(settings)
-    plan = with_folds_found(plan, rows)
-    table, drawn, dropped = read_images(rows, settings, plan)
-    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
-    network = model.build(settings)
-    record = environment.describe(settings, network) | {
-        "device": device,
-        "data_sha256": audit.data_version(table),
-        "dropped": dropped,
-        "cross_validation": plan.model_dump(),
-    }
-    cross_validation_files.open_folder(folder, settings, drawn, record)
+    folder, settings, plan, table, drawn, network = started
     names = cross_validation_files.names(drawn)
     missing = [pair for pair in jobs.share(names, args.share) if not cross_validation_files.is_finished(folder, *pair)]
-    print(f"{len(names)} folds, of which this process trains and tests {len(missing)}; device: {device}", flush=True)
+    print(f"{len(names)} folds, of which this process trains and tests {len(missing)}", flush=True)
     prepared = out_of_fold.prepare(network, table, settings) if missing or args.final else None
     for repeat, fold in missing:
         test_fold(folder, prepared, drawn, (repeat, fold), plan)
@@ -168,7 +200,8 @@ def cross_validate(folder: Path, settings: config.Settings, plan: Plan, args: ar
         return
     with lock.exclusive(folder):
         # All folds are finished, so no other process writes there.
-        atomic_files.remove_leftovers(folder / "folds")
+        for place, of in ((folder.parent, folder.name), (folder, "*"), (folder / "folds", "*")):
+            atomic_files.remove_leftovers(place, of)
         evaluation = cross_validation.evaluate(folder)
         if args.final:
             print(f"final model: {final_model.train(folder, prepared, evaluation)}")
@@ -180,12 +213,14 @@ def read_rows(settings: config.Settings) -> pd.DataFrame:
     return rows[(rows.mag == settings.data.magnification) | (settings.data.magnification == "all")]
 
 
-def with_folds_found(plan: Plan, rows: pd.DataFrame) -> Plan:
+def with_folds_found(plan: nested.Plan, rows: pd.DataFrame) -> nested.Plan:
     """The plan, whose folds are drawn where the published ones lack a patient of the rows."""
     return plan.model_copy(update={"published": plan.published and folds.is_published(rows)})
 
 
-def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
+def read_images(
+    rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan
+) -> tuple[pd.DataFrame, pd.DataFrame, dict]:
     """The table, a row an image, the tested images of each outer fold, and the images that were left out."""
     audit.image_folder(settings.data.root)
     draw_folds(rows, settings, plan)
@@ -194,7 +229,7 @@ def read_images(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> tu
     return table, draw_folds(rows, settings, plan), dropped
 
 
-def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.DataFrame:
+def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: nested.Plan) -> pd.DataFrame:
     """The tested images: filename, repeat, fold."""
     if plan.official:
         return folds.official(rows)
@@ -204,7 +239,7 @@ def draw_folds(rows: pd.DataFrame, settings: config.Settings, plan: Plan) -> pd.
 
 
 def test_fold(
-    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: Plan
+    folder: Path, prepared: out_of_fold.Prepared, drawn: pd.DataFrame, pair: tuple[int, int], plan: nested.Plan
 ) -> None:
     """Tests an outer fold and writes its file."""
     path = cross_validation_files.path(folder, *pair)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
 ORDER = ["fold", "mag", "grp", "path", "label", "label_int", "filename", "subtype", "slide", "patient"]
-LABELS = splits.LABELS
 # The subtype code in a file name -> class and folder of the subtype.
 SUBTYPES = {
     "A": ("benign", "adenosis"),
@@ -75,14 +75,17 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     check(rows.fold.isin(list("12345")), "fold must be 1 to 5", "fold")
     check(rows.mag.isin(["40", "100", "200", "400"]), "mag must be 40, 100, 200 or 400", "mag")
     check(rows.grp.isin(["train", "test"]), "grp must be train or test", "grp")
-    check(~rows.filename.str.contains(OUTSIDE), "filename must not be absolute or contain ..")
-    paths = rows.filename.str.extract(PATH).path
+    # Each name once, at its first line.
+    distinct = rows.filename.drop_duplicates()
+    check(~distinct.str.contains(OUTSIDE), "filename must not be absolute or contain ..")
+    paths = distinct.str.extract(PATH).path
     check(paths.notna(), "path must be BreaKHis_v1/histology_slides/breast/<class>/SOB/... or <class>/SOB/...")
     names = describe(paths.str.rsplit("/", n=1).str[-1])
     check(
         names.slide.notna(), "file name must be SOB_<B|M>_<subtype>-<year>-<slide>-<mag>-<seq>.png, B for A, F, PT, TA"
     )
     check(paths == names.path, "path must agree with the file name")
+    names = names.set_axis(distinct).loc[rows.filename].set_axis(rows.index)
     check(rows.mag == names.mag.astype(str), "mag must agree with the file name", "mag")
     table = names.assign(fold=rows.fold.astype(int), grp=rows.grp)
     groups = table.groupby(["filename", "fold"]).grp.transform("nunique")
@@ -164,7 +167,7 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
         {
             "filename": filenames,
             "label": label,
-            "label_int": label.map(LABELS.index, na_action="ignore"),
+            "label_int": label.map(splits.LABELS.index, na_action="ignore"),
             "subtype": subtype,
             "slide": parts.slide,
             "patient": parts.patient,
@@ -231,7 +234,10 @@ def main(arguments: list[str]) -> int:
         return show_augmented(table, settings, Path(args.out))
     parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
     if "pixels" not in parts and settings.data.protocol != "row":
-        print("note: train.py may split differently, since equal pixels are not known yet; first run data.py --audit")
+        again = shlex.join(
+            ["python", "data.py", "--audit", *(["--config", args.config] if args.config else []), *args.overrides]
+        )
+        print(f"note: train.py may split differently, since equal pixels are not known yet; first run: {again}")
     parts = splits.split(parts, settings.data)
     if args.split:
         if Path(args.split).with_name("best_model.keras").exists():

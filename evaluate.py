@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 from pathlib import Path
 
-import keras
 import pandas as pd
 
 import config
@@ -34,7 +33,6 @@ from evaluation import (
     report,
 )
 from evaluation.evaluation import Evaluation
-from features import extraction
 from images import audit, leaks, splits
 from safety import atomic_files, command_line, limits, lock
 from safety.errors import InputError
@@ -130,7 +128,9 @@ def evaluate(
     valid, test = (predictions.predict(network, rows[rows.set == name], settings, views) for name in ("valid", "test"))
 
     choice = {**calibration.decide(valid, rule or earlier["rule"]), "views": views}
-    familiar = about.get("familiar") or describe_training(network, table, settings)
+    familiar = about.get("familiar") or out_of_distribution.describe_training(
+        network, audit.with_pixels(table[table.set == "train"], settings.data), settings
+    )
     checkpoint.amend(path, decision=choice, familiar=familiar)
 
     test = test.assign(prediction=metrics.classify(test.probability, choice["threshold"]))
@@ -163,13 +163,6 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     return table
 
 
-def describe_training(network: keras.Model, table: pd.DataFrame, settings: config.Settings) -> dict:
-    """The checkpoint's `familiar`: statistics of the training features, by which predict.py flags unlike images."""
-    train = audit.with_pixels(table[table.set == "train"], settings.data)
-    features = extraction.pooled(network, train, settings, augmented=settings.cached and settings.augment.active)
-    return out_of_distribution.describe(features.array, features.places)
-
-
 def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, choice: dict) -> dict:
     """The part of metrics.json that follows from the predictions: scores, their intervals, calibration."""
     seed, temperature = settings.data.seed, choice["temperature"]
@@ -182,7 +175,7 @@ def measure(test: pd.DataFrame, valid: pd.DataFrame, settings: config.Settings, 
         "calibration": {
             "temperature": temperature,
             "validation_patients": calibration.patients_of(valid),
-            "temperature_fitted": min(calibration.patients_of(valid).values()) >= decision.MIN_PATIENTS,
+            "temperature_fitted": calibration.can_fit(valid),
             **{
                 name: calibration.measure(rows.label == "malignant", rows.probability, temperature)
                 for name, rows in (("valid", valid), ("test", test))

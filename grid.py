@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import itertools
 import re
@@ -20,7 +20,7 @@ from pathlib import Path
 import config
 from safety import command_line
 from safety.errors import InputError
-from training import jobs
+from training import changed_settings, jobs
 
 HERE = Path(__file__).parent
 
@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int:
     args = parser.parse(arguments)
     common = ["--config", args.config] if args.config else []
     runs = grid(args.name, args.overrides)
-    for settings in runs.values():
-        config.load_settings(args.config, settings)
+    for name, settings in runs.items():
+        changed_settings.refuse(Path("runs", name), config.load_settings(args.config, settings))
     mine = jobs.share(list(runs), args.share)
     jobs.check_count(args.jobs)
     statuses = jobs.run(lambda name: train(name, [*common, *runs[name]]), mine, args.jobs, "runs")

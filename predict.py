@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
 import argparse
 import sys

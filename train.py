@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import safety.startup
 
-safety.startup.exit_on_signals(__name__)  # before all other imports, which take seconds
+safety.startup.start_command(__name__)  # before all other imports, which take seconds
 
+import argparse
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--resume", metavar="RUN", type=Path, help="resume a run: runs/NAME")
     modes.add_argument("--find-lr", action="store_true", help="propose train.initial_lr and train.maximal_lr")
-    modes.add_argument("--tune", metavar="TRIALS", type=tuner.trials, help="search in the ranges of the section tune")
+    modes.add_argument("--tune", metavar="TRIALS", type=trials, help="search in the ranges of the section tune")
     args = parser.parse(arguments)
     if args.resume:
         run, settings = args.resume, resume.settings_of(args.resume, args.config, args.overrides)
@@ -153,8 +154,8 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     name = "tune" if trials else "find-lr"
     if not settings.cached:
         raise InputError(
-            f"--{name} trains the head on cached features: allowed are train.features=cached and "
-            f"model.base=resnet50, got {settings.train.features} and {settings.model.base}"
+            f"--{name} trains the head on cached features: allowed are train.features=cached and a "
+            f"frozen model.base, got {settings.train.features} and {settings.model.base}"
         )
     folder = run.with_name(f"{run.name}-{name}")
     again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""
@@ -165,6 +166,13 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
         else:
             curve = lr_range_test.sweep(phases.head(network, rows, settings), settings)
             lr_range_test.report(curve, folder, record["notice"])
+
+
+def trials(text: str) -> int:
+    """The number of trials on the command line; raises ArgumentTypeError unless it is 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"the number of trials must be 1 or more, got {text!r}")
+    return int(text)
 
 
 def name_of(settings: config.Settings) -> str:

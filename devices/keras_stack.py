@@ -6,12 +6,12 @@ Keras' private parts are touched on the Addons stack alone, whose versions are t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from matplotlib.axes import Axes
 
+from devices.many_steps import Batches, ManySteps
 from safety.errors import InputError
 
 KERAS_3 = int(keras.__version__.partition(".")[0]) >= 3
@@ -19,22 +19,6 @@ KERAS_3 = int(keras.__version__.partition(".")[0]) >= 3
 PACKAGES = ["tensorflow", "keras", *([] if KERAS_3 else ["tensorflow-addons"])]
 if not KERAS_3:
     import tensorflow_addons as tfa
-
-
-class Batches(NamedTuple):
-    """The batches of a training.
-
-    Attributes:
-        train_from: gives the training batches of all epochs from one on; the last batch of an epoch may be smaller.
-        steps: training batches in an epoch.
-        valid: the validation batches.
-        valid_steps: their number.
-    """
-
-    train_from: Callable[[int], tf.data.Dataset]
-    steps: int
-    valid: tf.data.Dataset
-    valid_steps: int
 
 
 @keras.saving.register_keras_serializable("breakhis")
@@ -119,38 +103,16 @@ def fit(
     Returns:
         Keras' history: the name of a loss or metric -> its value in each epoch.
     """
-    if not KERAS_3:
-        return trained.fit(
-            distribute(batches.train_from(first), weighted=True),
-            initial_epoch=first,
-            steps_per_epoch=batches.steps,
-            validation_data=distribute(batches.valid),
-            validation_steps=batches.valid_steps,
-            **options,
-        ).history
-    if options["verbose"] == "auto" and trained.steps_per_execution > 1:
-        # A line an epoch: the bar of Keras 3 counts in calls from Python and runs past its end.
-        options = {**options, "verbose": 2}
-    train, count_epochs = _epoch_by_epoch(batches)
-    return trained.fit(
-        train,
-        initial_epoch=first,
-        validation_data=batches.valid,
-        shuffle=False,
-        **{**options, "callbacks": [count_epochs, *options["callbacks"]]},
-    ).history
-
-
-def _epoch_by_epoch(batches: Batches) -> tuple[tf.data.Dataset, keras.callbacks.Callback]:
-    """A dataset that ends after an epoch and is the next epoch when it is iterated anew, and the callback that counts.
-
-    Given one stream of all epochs and `steps_per_epoch`, Keras 3 runs past the end of an epoch to fill up the last
-    `steps_per_execution` steps.
-    """
-    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
-    one = tf.data.Dataset.range(1).flat_map(lambda _: batches.train_from(epoch.read_value()).take(batches.steps))
-    one = one.apply(tf.data.experimental.assert_cardinality(batches.steps)).prefetch(tf.data.AUTOTUNE)
-    return one, keras.callbacks.LambdaCallback(on_epoch_begin=lambda number, logs: epoch.assign(number))
+    if isinstance(trained, ManySteps):
+        train = batches.many_at_once(range(first, options["epochs"]), int(trained.steps_per_execution))
+        if KERAS_3 and options["verbose"] == "auto":
+            # A line an epoch: the bar of Keras 3 counts in calls from Python and runs past its end.
+            options = {**options, "verbose": 2}
+    else:
+        train = distribute(batches.one_by_one(first), weighted=True)
+    if batches.valid is not None:
+        options = {**options, "validation_data": distribute(batches.valid), "validation_steps": batches.valid_steps}
+    return trained.fit(train, initial_epoch=first, steps_per_epoch=batches.steps, shuffle=False, **options).history
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list:

@@ -112,6 +112,11 @@ def worker() -> tuple[int, int]:
     return (tasks.index((resolver.task_type, resolver.task_id)), len(tasks)) if tasks else (0, 1)
 
 
+def is_distributed() -> bool:
+    """Whether a run computes on several devices, of this worker or of several."""
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+
 def device_count() -> int:
     """How many devices this worker computes on."""
     return tf.distribute.get_strategy().num_replicas_in_sync // worker()[1]
@@ -220,7 +225,7 @@ def replicate(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[list[tf.T
         results = strategy.experimental_local_results(run(values))
         return [result.numpy() for result in results[: len(tensors)]]
 
-    return on_devices if strategy.num_replicas_in_sync > 1 else lambda tensors: [function(tensors[0]).numpy()]
+    return on_devices if is_distributed() else lambda tensors: [function(tensors[0]).numpy()]
 
 
 def distribute(batches: tf.data.Dataset, weighted: bool = False) -> tf.data.Dataset | tf.distribute.DistributedDataset:

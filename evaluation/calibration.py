@@ -63,17 +63,21 @@ def decide(valid: pd.DataFrame, rule: str) -> dict:
         rule: of the threshold, as in `choose_threshold`.
     """
     malignant = (valid.label == "malignant").to_numpy()
-    enough = min(patients_of(valid).values()) >= decision.MIN_PATIENTS
     return {
         "rule": rule,
         "threshold": choose_threshold(malignant, valid.probability, rule),
-        "temperature": fit_temperature(malignant, valid.probability) if enough else 1.0,
+        "temperature": fit_temperature(malignant, valid.probability) if can_fit(valid) else 1.0,
     }
 
 
 def patients_of(rows: pd.DataFrame) -> dict[str, int]:
     """The number of patients of each class."""
     return {label: int(rows.patient[rows.label == label].nunique()) for label in splits.LABELS}
+
+
+def can_fit(valid: pd.DataFrame) -> bool:
+    """Whether each class has enough patients to fit the temperature on, which is else left at 1."""
+    return min(patients_of(valid).values()) >= decision.MIN_PATIENTS
 
 
 def format_temperature(temperature: float) -> str:
@@ -86,8 +90,7 @@ def format_temperature(temperature: float) -> str:
 def describe_temperature(results: dict) -> str:
     """The temperature of metrics.json's `calibration` in words, and how it was found or why it was left at 1."""
     if "over_folds" in results:
-        mean, low, high = results["over_folds"]
-        return f"temperature {mean:.3f}, the mean over the folds ({low:.3f} to {high:.3f}), each from its inner folds"
+        return _describe_over_folds(*results["over_folds"], *results["folds_fitted"])
     if results["temperature_fitted"]:
         return f"temperature {format_temperature(results['temperature'])}, fitted on the validation set alone"
     patients = " and ".join(f"{count} {label}" for label, count in results["validation_patients"].items())
@@ -95,6 +98,16 @@ def describe_temperature(results: dict) -> str:
         f"temperature 1, not fitted: the validation set has {patients} patients, and {decision.MIN_PATIENTS} of each "
         "class are needed"
     )
+
+
+def _describe_over_folds(mean: float, low: float, high: float, fitted: int, folds: int) -> str:
+    few = f"fewer than {decision.MIN_PATIENTS} patients of a class"
+    if not fitted:
+        return f"temperature 1, not fitted: the training part of each fold has {few}"
+    found = f"temperature {mean:.3f}, the mean over the folds ({low:.3f} to {high:.3f})"
+    if fitted == folds:
+        return f"{found}, each fitted on its inner folds"
+    return f"{found}; fitted on the inner folds of {fitted} of {folds}, and 1 where the training part has {few}"
 
 
 def scale(probability: np.ndarray, temperature: float) -> np.ndarray:

@@ -6,6 +6,7 @@ have a patient on both sides.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,7 @@ def measure(
     malignant, threshold = predictions.label == "malignant", predictions.threshold
     images = predictions.drop_duplicates("filename")
     temperatures = pd.Series([result["decision"]["temperature"] for result in results])
+    fitted = [calibration.can_fit(rows) for rows in training_parts(table, predictions)]
     share, tested_share = (float((rows.label == "malignant").mean()) for rows in (table, images))
     scaled = calibration.measure(malignant, predictions.probability, predictions.temperature)
     return metrics.measure(predictions, settings.data, threshold) | {
@@ -163,6 +165,8 @@ def measure(
         "calibration": {
             "temperature": temperatures.mean(),
             "over_folds": [temperatures.mean(), temperatures.min(), temperatures.max()],
+            "temperature_fitted": all(fitted),
+            "folds_fitted": [sum(fitted), len(fitted)],
             "valid": _mean_validation(results),
             "test": scaled,
         },
@@ -175,6 +179,18 @@ def measure(
             "choices": [{key: result[key] for key in ("repeat", "fold", "epochs", "decision")} for result in results],
         },
     }
+
+
+def training_parts(table: pd.DataFrame, drawn: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The images that each outer fold trains on, fold by fold.
+
+    Args:
+        table: of `images_of`, with pixels where known.
+        drawn: the tested images: filename, repeat, fold.
+    """
+    known = table if "pixels" in table else table.assign(pixels=table.filename)
+    for repeat, fold in cross_validation_files.names(drawn):
+        yield table.iloc[nested.parts(known, drawn, repeat, fold)[0]]
 
 
 def _mean_validation(results: list[dict]) -> dict:
@@ -230,10 +246,9 @@ def published_figures(predictions: pd.DataFrame, table: pd.DataFrame, drawn: pd.
         patients (Spanhol et al. 2016), both with their deviation, and `shared_patient`, the mean share of test images
         whose patient is in the training part.
     """
-    known = table if "pixels" in table else table.assign(pixels=table.filename)
     rows = []
-    for (repeat, fold), tested in predictions.groupby(["repeat", "fold"]):
-        trained = table.patient.iloc[nested.parts(known, drawn, repeat, fold)[0]]
+    tests = (tested for _, tested in predictions.groupby(["repeat", "fold"]))
+    for tested, trained in zip(tests, training_parts(table, drawn)):
         for mag in [*sorted(tested.mag.unique()), "all"]:
             part = tested if mag == "all" else tested[tested.mag == mag]
             rows.append(
@@ -241,7 +256,7 @@ def published_figures(predictions: pd.DataFrame, table: pd.DataFrame, drawn: pd.
                     "magnification": str(mag),
                     "accuracy": (part.prediction == part.label).mean(),
                     "recognition_rate": metrics.by_patient(part, part.threshold).correct.mean(),
-                    "shared_patient": part.patient.isin(trained).mean(),
+                    "shared_patient": part.patient.isin(trained.patient).mean(),
                 }
             )
     folds = pd.DataFrame(rows).groupby("magnification", sort=False)
@@ -257,12 +272,10 @@ def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
         table: of `images_of`, with pixels where known.
         drawn: the tested images: filename, repeat, fold.
     """
-    known = table if "pixels" in table else table.assign(pixels=table.filename)
     sizes, shares, slides = [], [], set()
-    for repeat, fold in cross_validation_files.names(drawn):
-        train, test = nested.parts(known, drawn, repeat, fold)
-        sets = pd.concat([table.iloc[train].assign(set="train"), table.iloc[test].assign(set="test")])
-        measured = leaks.measure(sets)
+    tests = (table[table.filename.isin(tested.filename)] for _, tested in drawn.groupby(["repeat", "fold"]))
+    for test, train in zip(tests, training_parts(table, drawn)):
+        measured = leaks.measure(pd.concat([train.assign(set="train"), test.assign(set="test")]))
         shares.append(measured["shared"])
         slides.update(measured["both_sides"])
         sizes.append(len(test))

@@ -8,7 +8,6 @@ import numpy as np
 
 from evaluation import calibration, cross_validation, out_of_distribution
 from evaluation.evaluation import Evaluation
-from features import extraction
 from images import stain_normalization
 from training import checkpoint, out_of_fold
 from training.out_of_fold import Prepared
@@ -33,9 +32,9 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
     settings, table, results = prepared.settings, prepared.table, evaluation.results
     rows = np.arange(len(table))
     # A phase needs a row to predict, and nobody reads this prediction.
-    network, _ = out_of_fold.fit(prepared, rows, rows[:1], epochs(results["cross_validation"]["choices"]))
+    chosen = epochs(results["cross_validation"]["choices"])
+    network, _ = out_of_fold.fit(prepared, rows, rows[:1], chosen, every_epoch=False)
     settings = stain_normalization.fitted(settings, table)
-    features = extraction.pooled(network, table, settings, augmented=settings.cached and settings.augment.active)
     path = folder / "best_model.keras"
     checkpoint.save(
         network,
@@ -43,7 +42,7 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
         {
             **checkpoint.metadata(settings, table.assign(set="train")),
             "decision": calibration.decide(evaluation.predictions, results["threshold_rule"]),
-            "familiar": out_of_distribution.describe(features.array, features.places),
+            "familiar": out_of_distribution.describe_training(network, table, settings),
             "cross_validated": evidence(
                 results, cross_validation.describe_plan(cross_validation.plan_of(folder, evaluation.environment))
             ),

@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 
+from backbones import networks
+
 BATCH = 32
 # Blue, green and yellow differ from the pink and violet of the stain, also for readers who are colour-blind.
 COLORMAP = matplotlib.colormaps["viridis"]
@@ -18,9 +20,9 @@ def heatmaps(network: keras.Model, images: np.ndarray, malignant: np.ndarray) ->
     """A Grad-CAM heat map of each image for one class.
 
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", 2017: the sum
-    of the channels of the base's output, each weighted by the spatial mean of the score's gradient; negative values
-    become 0. The score of malignant is the logit, since the gradient of a saturated sigmoid vanishes; that of benign
-    is its negative.
+    of the channels of the base's last convolution, each weighted by the spatial mean of the score's gradient; negative
+    values become 0. The score of malignant is the logit, since the gradient of a saturated sigmoid vanishes; that of
+    benign is its negative.
 
     Args:
         network: the whole model, of `model.build` or `checkpoint.load`.
@@ -41,13 +43,13 @@ def heatmaps(network: keras.Model, images: np.ndarray, malignant: np.ndarray) ->
 
 
 def _class_activation(network: keras.Model, images: np.ndarray, signs: np.ndarray) -> tf.Tensor:
-    """The maps (n, height, width, 1) at the resolution of the base's output, 0 or more."""
-    before, base, between, head = _parts(network)
+    """The maps (n, height, width, 1) at the resolution of the base's last convolution, 0 or more."""
+    before, lower, between, head = _parts(network)
     x = tf.convert_to_tensor(images)
     for layer in before:
         x = layer(x)
     # float32 from here on, also if the base computes in bfloat16.
-    activation = x = tf.cast(base(x, training=False), tf.float32)
+    activation = x = tf.cast(lower(x, training=False), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(activation)
         for layer in between:
@@ -58,10 +60,14 @@ def _class_activation(network: keras.Model, images: np.ndarray, signs: np.ndarra
 
 
 def _parts(network: keras.Model) -> tuple[list, keras.Model, list, keras.layers.Dense]:
-    """The layers before the base, the base (the only layer that is a model), those up to the head, and the head."""
+    """The layers before the base, the base to its last convolution, what follows up to the head, and the head."""
     _, *layers = network.layers
     (index,) = [index for index, layer in enumerate(layers) if isinstance(layer, keras.Model)]
-    return layers[:index], layers[index], layers[index + 1 : -1], layers[-1]
+    base, rest = layers[index], []
+    if name := networks.last_convolution(base):
+        last = base.get_layer(name).output
+        base, rest = keras.Model(base.input, last), [keras.Model(last, base.output)]
+    return layers[:index], base, [*rest, *layers[index + 1 : -1]], layers[-1]
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import pandas as pd
 import sklearn.metrics
 
 import config
-import data
 from evaluation import small_sample
+from images import splits
 
 # Key in metrics.json -> name in tables and figures, in their order.
 SCORES = {
@@ -61,7 +61,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
     """
     true, predicted = predictions.label, predictions.prediction
     by_class = sklearn.metrics.classification_report(
-        true, predicted, labels=data.LABELS, output_dict=True, zero_division=0
+        true, predicted, labels=splits.LABELS, output_dict=True, zero_division=0
     )
     per_class = {
         label: {
@@ -70,7 +70,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
             "f1": by_class[label]["f1-score"],
             "support": int(by_class[label]["support"]),
         }
-        for label in data.LABELS
+        for label in splits.LABELS
     }
     patients_by_class = {label: int(rows.patient.nunique()) for label, rows in predictions.groupby("label")}
     return {
@@ -86,7 +86,7 @@ def measure(predictions: pd.DataFrame, settings: config.Data, threshold: float |
         **score_probabilities(true == "malignant", predictions.probability),
         **score_patients(predictions, threshold),
         "per_class": per_class,
-        "confusion_matrix": sklearn.metrics.confusion_matrix(true, predicted, labels=data.LABELS).tolist(),
+        "confusion_matrix": sklearn.metrics.confusion_matrix(true, predicted, labels=splits.LABELS).tolist(),
         **{f"by_{name}": by_group(predictions, column) for column, name in GROUPINGS.items()},
     }
 
@@ -102,7 +102,7 @@ def score_decisions(predictions: pd.DataFrame, per_class: dict) -> dict[str, flo
         "specificity": benign["recall"],
         "precision": malignant["precision"],
         "recall": malignant["recall"],
-        "f1": sklearn.metrics.f1_score(true, predicted, labels=data.LABELS, average="macro", zero_division=0),
+        "f1": sklearn.metrics.f1_score(true, predicted, labels=splits.LABELS, average="macro", zero_division=0),
         "f1_malignant": malignant["f1"],
         "f1_benign": benign["f1"],
         "mcc": sklearn.metrics.matthews_corrcoef(true, predicted),

@@ -62,7 +62,7 @@ def run_fold(prepared: Prepared, drawn: pd.DataFrame, repeat: int, fold: int, pl
     """
     train, test = parts(prepared.table, drawn, repeat, fold)
     choice = choose(prepared, train, plan)
-    _, probability = out_of_fold.fit(prepared, train, test, choice["epochs"])
+    _, probability = out_of_fold.fit(prepared, train, test, choice["epochs"], every_epoch=False)
     return {
         "repeat": repeat,
         "fold": fold,

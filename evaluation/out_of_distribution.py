@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
+import pandas as pd
 
+import config
 import model
 from features import feature_datasets
+from training import phases
 
 # This percentage of the training images is within the limit.
 PERCENT = 99
@@ -28,6 +32,18 @@ def describe(features: np.ndarray, places: np.ndarray | None = None) -> dict:
     chunks = (features[places[start : start + CHUNK]] for start in range(0, len(places), CHUNK))
     training_distances = np.concatenate([distances(chunk, statistics) for chunk in chunks])
     return statistics | {"limit": float(np.percentile(training_distances, PERCENT))}
+
+
+def describe_training(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> dict:
+    """The key `familiar` of a checkpoint, by which predict.py flags unlike images: `describe` of the training rows.
+
+    Args:
+        network: whole.
+        rows: of training, with path, pixels and label_int.
+        settings: of the run.
+    """
+    features = phases.train_features(network, rows, settings)
+    return describe(features.array, features.places)
 
 
 def distances(features: np.ndarray, statistics: dict) -> np.ndarray:

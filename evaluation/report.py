@@ -15,10 +15,10 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import classification_report
 
-import data
+from backbones.table import BASES
 from evaluation import bootstrap, calibration, figures, metrics
 from evaluation.evaluation import RESEARCH_ONLY, Evaluation
-from images import leaks
+from images import leaks, splits
 from safety import atomic_files
 
 COLUMNS = ["filename", "label", "slide", "patient", "mag", "subtype", "probability", "prediction"]
@@ -66,9 +66,9 @@ def to_text(evaluation: Evaluation) -> str:
     """The metrics as text: scikit-learn's report, confusion matrix, scores with intervals, subgroups, calibration."""
     results, predictions = evaluation.results, evaluation.predictions
     by_class = classification_report(
-        predictions.label, predictions.prediction, labels=data.LABELS, digits=4, zero_division=0
+        predictions.label, predictions.prediction, labels=splits.LABELS, digits=4, zero_division=0
     )
-    columns = [f"predicted {label}" for label in data.LABELS]
+    columns = [f"predicted {label}" for label in splits.LABELS]
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
     views = f", mean over {results['views']} exact turns of each image" if results.get("views", 1) > 1 else ""
     return "\n".join(
@@ -78,7 +78,7 @@ def to_text(evaluation: Evaluation) -> str:
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             by_class,
-            pd.DataFrame(results["confusion_matrix"], data.LABELS, columns).to_string(),
+            pd.DataFrame(results["confusion_matrix"], splits.LABELS, columns).to_string(),
             "",
             f"test accuracy: {results['accuracy']:.4f}   F1 (macro): {results['f1']:.4f}   "
             f"ROC AUC: {results['roc_auc']:.4f}",
@@ -167,6 +167,7 @@ def to_html(evaluation: Evaluation, sections: dict[str, list[figures.SavedFigure
     return template.get_template("report.html.jinja").render(
         evaluation=evaluation,
         results=results,
+        network=BASES[results["base"]].constructor if results["base"] in BASES else results["base"],
         cross_validated="cross_validation" in results,
         tiles=TILES if "cross_validation" in results else TILES - {"balanced_accuracy"},
         spread_scores=metrics.SPREAD,

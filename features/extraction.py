@@ -32,7 +32,7 @@ from tqdm import tqdm
 import config
 import model
 from devices import strategy
-from features import store
+from features import inference_form, store
 from features.store import Store
 from images import audit, augmentation, decoding, stain_normalization, turns
 from safety import atomic_files
@@ -40,15 +40,15 @@ from safety.errors import InputError
 
 # Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
 BATCH = 32
-# To be raised when the same settings give other features than before.
-VERSION = 1
+# To be raised when the same settings give other features, or other decoded images, than before.
+VERSION, IMAGES_VERSION = 2, 1
 
 
 class Features(NamedTuple):
     """Features and labels of rows: view v of row r is array[places[r, v]].
 
     Attributes:
-        array: memory map (places in the cache, *shape), float32; shape is (2048,) for ResNet50's pooled features.
+        array: memory map (places in the cache, *shape), float32; shape is (2048,) for the pooled features of ResNet50.
         places: (rows, views), int64.
         labels: (rows,), 0 for benign and 1 for malignant.
     """
@@ -155,7 +155,7 @@ def extract(
     extraction = Extraction(
         part,
         Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
-        Store(store.CACHE / f"images-{VERSION}-{size}", (size, size, 3), np.uint8),
+        Store(store.CACHE / f"images-{IMAGES_VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
         settings.data,
         settings.augment if augmented else None,
@@ -260,7 +260,9 @@ def _compute(extraction: Extraction, passes: list[Pass]) -> None:
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
-    return strategy.replicate(model.feature_function(part, BATCH))
+    # The copy's variables would be created by some workers only, and TensorFlow would wait for the others.
+    form = part if strategy.is_distributed() else inference_form.fold(part)
+    return strategy.replicate(model.feature_function(form, BATCH))
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:

@@ -10,9 +10,6 @@ import config
 from features.extraction import Features
 from images import image_datasets
 
-# Bytes of features that are read ahead.
-AHEAD = 2**25
-
 
 def statistics(array: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (width,) of features; each image and view counts once, whatever its number of rows.
@@ -28,7 +25,7 @@ def statistics(array: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nd
     return scaler.mean_, scaler.var_
 
 
-def train_dataset(features: Features, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
+def train_dataset(features: Features, settings: config.Settings, first: int | tf.Tensor = 0) -> tf.data.Dataset:
     """All epochs of training batches, in the order of `image_datasets.train_dataset`, each row in a random view.
 
     Args:
@@ -37,7 +34,8 @@ def train_dataset(features: Features, settings: config.Settings, first: int = 0)
         first: the epoch to begin with, from 0.
 
     Returns:
-        Batches of features (n, *shape) and labels (n, 1), float32; the last batch of an epoch may be smaller.
+        Batches of places in `features.array` (n,) for `read`, and labels (n, 1), float32; the last batch of an epoch
+        may be smaller.
     """
     rows, views = features.places.shape
     places, labels = tf.constant(features.places), tf.constant(features.labels[:, None], tf.float32)
@@ -50,9 +48,7 @@ def train_dataset(features: Features, settings: config.Settings, first: int = 0)
         chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
         return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
 
-    batches = tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
-    batches = batches.map(lambda chosen, label: (_gather(features.array, chosen), label), tf.data.AUTOTUNE)
-    return batches.prefetch(max(1, AHEAD // (settings.train.batch_size * features.array[0].nbytes)))
+    return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
 
 
 def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
@@ -67,10 +63,11 @@ def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
     """
     pairs = (tf.constant(features.places[:, 0]), tf.constant(features.labels[:, None], tf.float32))
     batches = tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size)
-    return batches.map(lambda places, label: (_gather(features.array, places), label)).prefetch(tf.data.AUTOTUNE)
+    return batches.map(lambda places, label: (read(features.array, places), label)).prefetch(1)
 
 
-def _gather(array: np.ndarray, places: tf.Tensor) -> tf.Tensor:
-    # From the memory map, batch by batch, so that the features never have to fit into memory.
-    gathered = tf.numpy_function(lambda chosen: array[chosen], [places], tf.float32, stateful=False)
+def read(array: np.ndarray, places: tf.Tensor) -> tf.Tensor:
+    """The features (n, *shape) at places (n,) of `Features.array`."""
+    # From the memory map, some batches at a time, so that the features never have to fit into memory.
+    gathered = tf.numpy_function(lambda chosen: array.take(chosen, axis=0), [places], tf.float32, stateful=False)
     return tf.ensure_shape(gathered, (None, *array.shape[1:]))

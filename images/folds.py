@@ -13,6 +13,7 @@ from safety import csv_files
 from safety.errors import InputError
 
 CANONICAL = Path(__file__).parents[1] / "splits" / "patient-5fold.csv"
+ADVICE = "; --draw draws folds for these images"
 UNITS = ["patient", "slide", "image"]
 
 
@@ -105,7 +106,7 @@ def read_canonical(table: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
     """
     published = csv_files.read(CANONICAL).set_index("patient").astype(int)
     if not 1 <= repeats <= len(published.columns):
-        raise InputError(f"{CANONICAL.name}: allowed are 1 to {len(published.columns)} repeats, got {repeats}")
+        raise InputError(f"{CANONICAL.name}: allowed are 1 to {len(published.columns)} repeats, got {repeats}{ADVICE}")
     images = table.drop_duplicates("filename").sort_values("filename", ignore_index=True)
     unknown = images.patient[~images.patient.isin(published.index)]
     if len(unknown):
@@ -115,7 +116,7 @@ def read_canonical(table: pd.DataFrame, repeats: int = 1) -> pd.DataFrame:
         for repeat, name in enumerate(published.columns[:repeats], 1)
     ]
     drawn = pd.concat(parts, ignore_index=True)
-    check(drawn, images, "patient", folds=5)
+    check(drawn, images, "patient", folds=5, advice=ADVICE)
     return drawn
 
 
@@ -146,7 +147,7 @@ def official(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"filename": tested.filename, "repeat": tested.fold, "fold": tested.fold})
 
 
-def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int) -> None:
+def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int, advice: str = "") -> None:
     """The contract of folds: each image once a repeat, no unit in two folds, both classes in every fold.
 
     Args:
@@ -154,6 +155,7 @@ def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int) -> No
         table: the images that were drawn from, as for `draw`.
         unit: what is kept in one fold: patient, slide or image.
         folds: number of folds.
+        advice: to end the error with.
 
     Raises:
         InputError: the contract is broken; names the first offender.
@@ -162,13 +164,15 @@ def check(drawn: pd.DataFrame, table: pd.DataFrame, unit: str, folds: int) -> No
     units = splits.group_ids(images, unit)
     for repeat, part in drawn.groupby("repeat"):
         if sorted(part.filename) != sorted(images.filename):
-            raise InputError(f"folds: repeat {repeat} must hold each image once")
+            raise InputError(f"folds: repeat {repeat} must hold each image once{advice}")
         part = part.set_index("filename").fold
         counts = part.groupby(units).nunique()
         if counts.max() > 1:
             parted = sorted(part.index[units[part.index] == counts.idxmax()])
-            raise InputError(f"folds: repeat {repeat} parts a {unit} or equal pixels, of {', '.join(parted[:3])}")
+            raise InputError(
+                f"folds: repeat {repeat} parts a {unit} or equal pixels, of {', '.join(parted[:3])}{advice}"
+            )
         there = set(zip(part, images.label[part.index]))
         missing = [pair for pair in product(range(1, folds + 1), ("benign", "malignant")) if pair not in there]
         if missing:
-            raise InputError(f"folds: repeat {repeat}, fold {missing[0][0]} has no {missing[0][1]} image")
+            raise InputError(f"folds: repeat {repeat}, fold {missing[0][0]} has no {missing[0][1]} image{advice}")

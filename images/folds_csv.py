@@ -52,7 +52,8 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, str]:
         InputError: the file is missing, is not a CSV, has no rows, or lacks a column or has it twice.
     """
     if not path.is_file():
-        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}; {config.GET_DATA}")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"data.folds: must be a CSV file or tree, got {str(path)!r}, which {what}; {config.GET_DATA}")
     content = limits.read_bytes(path, csv_files.MAX_BYTES)
     header = content.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0]
     delimiter = max(DELIMITERS, key=lambda delimiter: header.count(delimiter.encode()))
@@ -78,7 +79,9 @@ def _normalise(given: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     rows, counts = given.copy(), []
     for columns, words, step in STEPS:
         for column in columns:
-            after = step(rows[column])
+            # Each name is there in every fold, so most values are there several times.
+            distinct = pd.Series(rows[column].unique())
+            after = rows[column].map(dict(zip(distinct, step(distinct))))
             changed = int((after != rows[column]).sum())
             counts += [f"{words} {changed} values of {column}"] if changed else []
             rows[column] = after

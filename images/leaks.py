@@ -62,7 +62,9 @@ def describe(table: pd.DataFrame, drawn: pd.DataFrame | None = None) -> str:
         lines.append(f"(slides in the test set that are also in the training or validation set: {slides})")
     if drawn is not None:
         images = table.filename[table.set == "train"].nunique()
-        lines.append(f"training rows: {len(drawn)} of {drawn.filename.nunique()} images, out of {images}")
+        lines.append(
+            f"training rows: {len(drawn)}, drawn from {drawn.filename.nunique()} of the {images} training images"
+        )
     for label, patients in measured["validation_patients"].items():
         named = f": {', '.join(patients)}" if len(patients) <= MAX_PATIENTS else ""
         lines.append(f"validation patients, {label}: {len(patients)}{named}")

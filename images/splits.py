@@ -294,8 +294,8 @@ def check(table: pd.DataFrame, protocol: str) -> None:
     used = table[table.set != "unused"]
     pixels = ["pixels"] if "pixels" in table and protocol != "row" else []
     for key in GROUP_KEYS[protocol] + pixels:
-        sets = used.groupby(key).set.unique()
-        shared = sets[sets.map(len) > 1]
+        pairs = used[[key, "set"]].drop_duplicates()
+        shared = pairs[pairs.duplicated(key, keep=False)].groupby(key).set.unique()
         if len(shared):
             raise InputError(
                 f"split: {key} {shared.index[0]} must be in one set, got {' and '.join(sorted(shared.iloc[0]))}"

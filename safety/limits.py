@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -50,6 +51,15 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error) or type(error).__name__
         raise InputError(f"{source}{where}: must be plain YAML: {reason}") from None
+
+
+def to_yaml(value: Any) -> str:
+    """A text, number, bool, None or list of them as YAML in one line.
+
+    >>> to_yaml([[True, False], 0.5, "all"])
+    '[[true, false], 0.5, "all"]'
+    """
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check_plain(text: str) -> None:

@@ -1,9 +1,10 @@
-"""Runs before any other import: checks the Python version, silences TensorFlow and ends commands quietly on signals."""
+"""Runs before any other import: checks the Python version, silences TensorFlow, starts commands quickly and quietly."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import signal
@@ -27,10 +28,28 @@ LEVEL = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 warnings.filterwarnings("ignore", message=r"\s*TensorFlow Addons")
 
 
-def exit_on_signals(name: str) -> None:
-    """Makes Ctrl-C and SIGTERM end a command quietly, with status 130 or 143, until `command_line.run` handles them.
+# What --help loads on first use only: packages that take seconds to import, and all of this project that imports them.
+SLOW = ("keras", "pandas", "tensorflow")
+PLACES = ("benchmarks", "data", "devices", "evaluation", "features", "images", "model", "training")
 
-    The process ends at once, because an exception in the middle of an import could be caught or printed there.
+
+class LoadOnUse(importlib.abc.MetaPathFinder):
+    """Runs a module when it is first used instead of when it is imported."""
+
+    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in SLOW and name.partition(".")[0] not in PLACES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec and spec.loader:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+def start_command(name: str) -> None:
+    """Makes --help quick, and Ctrl-C and SIGTERM end a command quietly until `command_line.run` handles them.
+
+    A signal ends the process at once, with status 130 or 143, because an exception in the middle of an import could be
+    caught or printed there.
 
     Args:
         name: `__name__` of the caller; only a command's is `__main__`. Where the module is imported, in a notebook for
@@ -42,6 +61,8 @@ def exit_on_signals(name: str) -> None:
         # What the parent process has set to be ignored, as for a job in the background, stays ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: os._exit(128 + number))
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.meta_path.insert(0, LoadOnUse())
 
 
 @contextlib.contextmanager

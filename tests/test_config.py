@@ -209,3 +209,11 @@ def test_help_names_every_setting():
     config.add_settings(parser)
     text = parser.format_help()
     assert all(f"{name}=" in text for name in config.setting_names())
+
+
+def test_help_shows_defaults_as_config_yaml_has_them():
+    parser = command_line.CommandLine("test")
+    config.add_settings(parser)
+    lines = {line.split("=")[0].strip(): line for line in parser.epilog.splitlines()}
+    assert lines["augment.flip"].endswith("[false]") and lines["tune.standardize"].endswith("[[true, false]]")
+    assert lines["data.protocol"].endswith("[patient]")

@@ -10,10 +10,10 @@ from tiny_tree import tiny_settings
 import crossval
 import evaluate
 import predict
-from evaluation import cross_validation, figures, nested
+from evaluation import calibration, cross_validation, figures, nested
 from images import folds
 from safety.errors import InputError
-from training import checkpoint, cross_validation_files
+from training import changed_settings, checkpoint
 
 
 def arguments(tree, *more):
@@ -56,6 +56,11 @@ def test_the_evaluation_is_that_of_the_pooled_predictions(work):
     for name in ("predictions", "misclassified"):
         assert {"repeat", "fold"} <= set(pd.read_csv(folder / f"{name}.csv"))
     assert results["balanced_accuracy"] == pytest.approx(right.groupby(oof.label).mean().mean())
+    patients = oof.groupby("label").patient.nunique() - oof.groupby(["fold", "label"]).patient.nunique()
+    fitted = [patients[fold].min() >= 5 for fold in (1, 2)]
+    assert results["calibration"]["folds_fitted"] == [sum(fitted), 2]
+    assert results["calibration"]["temperature_fitted"] == all(fitted)
+    assert calibration.describe_temperature(results["calibration"])[1:] in page
     assert results["n"] == len(oof) and results["leaks"]["shared"] == {"image": 0, "slide": 0, "patient": 0}
     by_fold = pd.DataFrame(results["cross_validation"]["by_fold"])
     expected = [right[oof.fold == fold].groupby(oof.label).mean().mean() for fold in (1, 2)]
@@ -87,7 +92,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(copy, tree, monkeypatch):
 
 
 def test_another_cross_validation_of_the_same_name_is_refused(copy, tree):
-    with pytest.raises(InputError, match="config.yaml is no longer what it was started with"):
+    with pytest.raises(InputError, match="runs/tiny was started with train.momentum=0.0, got 0.5; change it back"):
         crossval.main(arguments(tree, "train.momentum=0.5"))
     with pytest.raises(InputError, match="folds, repeats, threshold rule or protocol are no longer"):
         crossval.main(arguments(tree, "--threshold", "youden"))
@@ -168,20 +173,28 @@ def test_wrong_input_is_refused_at_the_door(given, message):
 
 def test_without_a_name_the_same_settings_have_the_same_folder(monkeypatch):
     names = []
-    monkeypatch.setattr(crossval, "cross_validate", lambda folder, *rest: names.append(folder.name))
+    monkeypatch.setattr(crossval, "start", lambda folder, *rest: names.append(folder.name))
+    monkeypatch.setattr(crossval, "cross_validate", lambda *rest: None)
     for given in (["data.seed=1"], ["data.seed=1"], ["data.seed=2"], ["data.seed=1", "--repeats", "2"]):
         crossval.main([*given, "train.strategy=one"])
     assert names[0] == names[1] and len(set(names)) == 3 and names[0].startswith("crossval-patient-5x1-")
 
 
-def test_jobs_divide_a_share_and_leave_the_evaluation(tmp_path, monkeypatch):
+def test_jobs_divide_a_share_and_leave_the_evaluation(monkeypatch):
+    """They start when the folder is there, whose precision they use."""
     started = []
 
     def run(command, **options):
+        assert Path("runs/a/config.yaml").exists()
         started.append(command[2:])
         return crossval.subprocess.CompletedProcess(command, 0)
 
+    def start(folder, settings, plan):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(settings.to_yaml())
+
     monkeypatch.setattr(crossval.subprocess, "run", run)
+    monkeypatch.setattr(crossval, "start", start)
     monkeypatch.setattr(crossval, "cross_validate", lambda *rest: None)
     crossval.main(["a", "--jobs", "2", "--share", "2/3", "train.strategy=one"])
     assert sorted(command[-1] for command in started) == ["2/6", "5/6"]
@@ -206,7 +219,7 @@ def test_only_auto_takes_the_precision_of_the_folder(tmp_path, given, expected):
     known = crossval.config.load_settings(None, ["train.precision=bfloat16", "train.run=a"])
     (tmp_path / "config.yaml").write_text(known.to_yaml())
     settings = crossval.config.load_settings(None, [f"train.precision={given}"])
-    assert cross_validation_files.with_known_precision(tmp_path, settings).train.precision == expected
+    assert changed_settings.with_known_precision(tmp_path, settings).train.precision == expected
 
 
 def test_a_missing_interval_is_named():

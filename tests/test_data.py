@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -184,7 +185,7 @@ def test_names_with_line_ends_or_endless_numbers_are_refused(tmp_path):
 
 
 def test_the_message_about_a_missing_table_names_a_way_out(tmp_path):
-    with pytest.raises(InputError, match=r"make train"):
+    with pytest.raises(InputError, match=r"make train.* --config sample.yaml"):
         data.read_folds(tmp_path / "Folds.csv")
 
 
@@ -222,6 +223,24 @@ def test_split_writes_the_split_and_opens_no_image(tree, tmp_path, monkeypatch):
     table = pd.read_csv("split.csv")
     assert list(table.columns) == splits.COLUMNS
     assert (table[table.set == "test"].label.value_counts() == 10).all()
+
+
+def test_the_note_on_unknown_pixels_gives_a_command_with_the_same_settings(tree, tmp_path, capsys):
+    (tmp_path / "my own.yaml").write_text("data: {seed: 3}\n")
+    arguments = [
+        "--config",
+        "my own.yaml",
+        f"data.root={tree}",
+        f"data.folds={tree}/Folds.csv",
+        "data.test_per_class=4",
+    ]
+    data.main([*arguments, "--split", "split.csv"])
+    command = capsys.readouterr().out.splitlines()[0].partition("first run: ")[2]
+    assert shlex.split(command) == ["python", "data.py", "--audit", *arguments]
+    data.main(shlex.split(command)[2:])
+    capsys.readouterr()
+    data.main([*arguments, "--split", "split.csv"])
+    assert "first run" not in capsys.readouterr().out
 
 
 def test_the_notice_of_a_synthetic_tree_is_found(tree, tmp_path):

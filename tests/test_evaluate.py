@@ -11,11 +11,10 @@ import sklearn.metrics
 from tiny_tree import EVALUATED, tiny_settings
 
 import config
-import data
 import evaluate
 import train
 from evaluation import calibration, metrics, predictions, report
-from images import audit, decoding
+from images import audit, decoding, splits
 from safety import command_line
 from safety.errors import InputError
 from training import checkpoint
@@ -50,7 +49,7 @@ def test_the_metrics_follow_from_the_predictions(run, predicted):
             {"precision": precision, "recall": recall, "f1": f1[-1], "support": 25}, abs=1e-12
         )
     assert results["f1"] == pytest.approx(np.mean(f1), abs=1e-12)
-    table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=data.LABELS, fill_value=0)
+    table = pd.crosstab(predicted.label, predicted.prediction).reindex(columns=splits.LABELS, fill_value=0)
     assert results["confusion_matrix"] == table.to_numpy().tolist()
     assert results["roc_auc"] == pytest.approx(
         sklearn.metrics.roc_auc_score(predicted.label == "malignant", predicted.probability)

@@ -27,6 +27,9 @@ def trained(tmp_path, monkeypatch):
             )
             folder = Path("runs", name)
             folder.mkdir(exist_ok=True)
+            if "--resume" not in command:
+                settings = config.load_settings(None, [word for word in command[2:] if "=" in str(word)])
+                (folder / "config.yaml").write_text(settings.to_yaml().replace("precision: auto", "precision: float32"))
             fails = "data.seed=1" in command
             None if fails else (folder / "history.png").touch()
             options["stdout"].write("begins\nerror: no luck\n" if fails else "")
@@ -58,6 +61,20 @@ def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
     assert [command[1:] for command in trained] == [
         ["--resume", "runs/a-1"], ["runs/a-0", "runs/a-1", "runs/a-2"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", ["0", "0,2"])
+def test_a_run_of_the_same_name_with_other_settings_is_refused_before_the_first_run(trained, seeds):
+    assert grid.main(["a", f"data.seed={seeds}"]) == 0
+    trained.clear()
+    name = "a" if seeds == "0" else "a-2"
+    with pytest.raises(
+        InputError, match=f"runs/{name} was started with train.epochs=12, got 3; change it back, or give"
+    ):
+        grid.main(["a", "data.seed=2,3" if "," in seeds else "data.seed=0", "train.epochs=3"])
+    with pytest.raises(InputError, match=r"train.precision=float32, got bfloat16 \(and 1 more that differ\)"):
+        grid.main(["a", f"data.seed={seeds}", "train.precision=bfloat16", "train.strategy=one"])
+    assert trained == []
 
 
 def test_hosts_take_their_share_and_the_last_compares(trained, capsys):

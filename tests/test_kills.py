@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of training, of a grid and of an evaluation: the end is as if nothing had happened."""
+"""SIGKILL at random moments of each long command: the end is as if nothing had happened."""
 
 import random
 import shutil
@@ -8,6 +8,8 @@ import zipfile
 import pytest
 from killed_runs import MODES, kill_at_random, kill_group_at_random, start, what_is_left
 from tiny_tree import tiny_settings
+
+from training import environment
 
 
 @pytest.mark.parametrize("mode, kills, epochs", [
@@ -90,3 +92,33 @@ def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, rec
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.mark.parametrize("kills, jobs", [(2, 1), pytest.param(20, 2, marks=pytest.mark.long)])
+def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills, jobs):
+    settings = [text for text in tiny_settings(tree, "data.protocol=patient") if not text.startswith("train.run")]
+    arguments = ["cv", *settings, "--folds", "2", "--repeats", "2", "--jobs", str(jobs)]
+    place, seconds = tmp_path / "undisturbed", -time.monotonic()
+    place.mkdir()
+    process = start(place, *arguments, command="crossval.py")
+    assert process.wait() == 0, process.stderr.read()
+    seconds, expected = seconds + time.monotonic(), outcome_of_cross_validation(place)
+    rng, done, killed = random.Random(kills), 0, 0
+    while done < kills:
+        place, killed = tmp_path / f"killed{killed}", killed + 1
+        place.mkdir()
+        done += kill_group_at_random(place, "crossval.py", arguments, kills - done, seconds, rng)
+        assert outcome_of_cross_validation(place) == expected
+        assert not list((place / "runs").rglob(".*"))
+    outcome = f"crossval.py, {jobs} at a time: {done} kills in {killed} cross-validations"
+    record_property("outcomes", f"{outcome}; oof.csv, folds/ and evaluation/ are byte-identical")
+
+
+def outcome_of_cross_validation(place):
+    run = place / "runs/cv"
+    evaluation = contents(run / "evaluation")
+    # The report states when the cross-validation was started.
+    started = environment.read(run)["started"].encode()
+    assert started in evaluation["report.html"]
+    evaluation["report.html"] = evaluation["report.html"].replace(started, b"")
+    return (run / "oof.csv").read_bytes(), contents(run / "folds"), evaluation

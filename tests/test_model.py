@@ -156,12 +156,6 @@ def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkey
     np.testing.assert_array_equal(network.get_layer("resnet50").get_weights()[0], base.get_weights()[0])
 
 
-def test_imagenet_weights_are_those_that_keras_applications_names():
-    from keras.src.applications import resnet
-
-    assert model.IMAGENET_URL == resnet.BASE_WEIGHTS_PATH and resnet.WEIGHTS_HASHES["resnet50"][1] == model.IMAGENET_MD5
-
-
 def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
     def offline(*args, **kwargs):
         raise Exception("URL fetch failure on https://...: None -- [Errno -2] Name or service not known")

@@ -108,7 +108,7 @@ def keep_rows(root, count):
 
 @pytest.mark.parametrize("spoil, change, words", [
     (None, "data.root=nowhere", "must be a folder, got 'nowhere'; get BreakHis as README.md describes"),
-    (None, "data.folds=nowhere.csv", "must be a CSV file or tree, got 'nowhere.csv'; get BreakHis as README.md describes"),
+    (None, "data.folds=nowhere.csv", "must be a CSV file or tree, got 'nowhere.csv', which does not exist; get BreakHis as"),
     (None, "data.test_per_class=500", "got 500"),
     (None, "train.epoch=1", "the nearest is train.epochs"),
     (None, "train.epochs=two", "train.epochs"),

@@ -14,7 +14,7 @@ from pydantic import Field
 import config
 from safety import atomic_files, csv_files, limits
 from safety.errors import InputError
-from training import environment
+from training import changed_settings, environment
 from training.decision import Decision
 
 MAX_BYTES = 2**24
@@ -68,14 +68,6 @@ def to_json(result: dict) -> str:
     return json.dumps(config.validate(Result, result).model_dump())
 
 
-def with_known_precision(folder: Path, settings: config.Settings) -> config.Settings:
-    """The settings with `auto` replaced by the precision of the cross-validation, which `auto` need not find again."""
-    if settings.train.precision != "auto" or not (folder / "config.yaml").is_file():
-        return settings
-    known = config.load_settings(folder / "config.yaml", of_run=True).train.precision
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": known})})
-
-
 def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, record: dict) -> None:
     """Creates the folder with its first files, or checks that it is that of the same cross-validation.
 
@@ -102,9 +94,10 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
             return
     if not is_cross_validation(folder):
         raise InputError(f"{folder} exists and is no cross-validation; give another NAME")
+    changed_settings.refuse(folder, settings)
     known = environment.read(folder)
     changed = [what for key, what in UNCHANGED.items() if known.get(key) != record[key]]
-    changed += [f"{name} is" for name in ("config.yaml", FOLDS) if (folder / name).read_text() != files[name]]
+    changed += [f"{FOLDS} is"] if (folder / FOLDS).read_text() != files[FOLDS] else []
     if changed:
         raise InputError(f"{folder}: {changed[0]} no longer what it was started with; give another NAME")
 

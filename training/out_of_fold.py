@@ -1,4 +1,4 @@
-"""Trains on some images and predicts others after each epoch, without looking at their labels: a cross-validation."""
+"""Trains on some images and predicts others, without looking at their labels: a training of a cross-validation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
         network: of `model.build`.
         initial: the weights of the head before training.
         plain: the features of each image, where a head alone is trained on cached ones, else None.
-        trained_on: the same in `augment.views` views, where training reads warped ones.
+        trained_on: of `phases.train_features`, in the same case.
     """
 
     settings: config.Settings
@@ -46,7 +46,7 @@ def prepare(network: keras.Model, table: pd.DataFrame, settings: config.Settings
     plain = trained_on = None
     if _head_alone(settings):
         plain = extraction.pooled(network, table, settings)
-        trained_on = extraction.pooled(network, table, settings, augmented=True) if settings.augment.active else plain
+        trained_on = phases.train_features(network, table, settings)
     initial = model.head(network).get_weights()
     return Prepared(settings, table.reset_index(drop=True), network, initial, plain, trained_on)
 
@@ -57,18 +57,19 @@ def _head_alone(settings: config.Settings) -> bool:
 
 
 def fit(
-    prepared: Prepared, train: np.ndarray, held_out: np.ndarray, epochs: list[int]
+    prepared: Prepared, train: np.ndarray, held_out: np.ndarray, epochs: list[int], every_epoch: bool = True
 ) -> tuple[keras.Model, np.ndarray]:
-    """Trains a new head, or network, and predicts the images that are held out after each epoch.
+    """Trains a new head, or network, and predicts the images that are held out.
 
     Args:
         prepared: of `prepare`.
         train: numbers of the rows to train on; they are upsampled as in a run.
         held_out: numbers of the rows to predict.
         epochs: to train in each phase: of the head, and of the fine-tuning if there is one.
+        every_epoch: whether to predict after each epoch, or after the last one alone.
 
     Returns:
-        The whole network after the last epoch, and the probabilities of malignant (epochs, held out).
+        The whole network after the last epoch, and the probabilities of malignant (epochs, held out), or (1, held out).
 
     Raises:
         InputError: the loss became NaN or infinite.
@@ -79,12 +80,23 @@ def fit(
         if count == 0:
             continue
         phase.begin(None)
-        model.compile_model(phase.trained, prepared.settings.train, phase.rate)
-        shortened = phase._replace(epochs=range(phase.epochs.start, phase.epochs.start + count))
-        recorder = _Predictions(phase, predicted)
+        # The predictions of each epoch are kept instead of its metrics.
+        model.compile_model(phase.trained, prepared.settings.train, phase.rate, measured=False)
+        shortened = phase._replace(
+            epochs=range(phase.epochs.start, phase.epochs.start + count),
+            # Keras would predict the images once more to compute its own loss.
+            batches=phase.batches._replace(valid=None),
+        )
+        after_epoch = _AfterEpoch(phase, predicted if every_epoch else None)
         with signals.deferred() as received:
-            phases.fit(shortened, [recorder, callbacks.StopOnSignal(received)], phase.epochs.start, verbose=0)
-    return network, np.array(predicted)
+            phases.fit(shortened, [after_epoch, callbacks.StopOnSignal(received)], phase.epochs.start, verbose=0)
+        last = phase
+    return network, np.array(predicted if every_epoch else [_predict(last)])
+
+
+def _predict(phase: phases.Phase) -> np.ndarray:
+    """The probabilities of malignant of the images that are held out (n,), float64."""
+    return phase.trained.predict(phase.batches.valid, verbose=0)[:, 0].astype(float)
 
 
 def _upsampled(prepared: Prepared, train: np.ndarray) -> np.ndarray:
@@ -106,10 +118,10 @@ def _plan(prepared: Prepared, train: np.ndarray, held_out: np.ndarray) -> tuple[
     return prepared.network, [phases.head_on_features(head, features, prepared.plain.select(held_out), settings)]
 
 
-class _Predictions(keras.callbacks.Callback):
-    """Appends the probabilities of the held-out images to `predicted` after each epoch."""
+class _AfterEpoch(keras.callbacks.Callback):
+    """Stops at a loss that is no number, and adds the predictions of each epoch to `predicted` unless it is None."""
 
-    def __init__(self, phase: phases.Phase, predicted: list[np.ndarray]) -> None:
+    def __init__(self, phase: phases.Phase, predicted: list[np.ndarray] | None) -> None:
         super().__init__()
         self.phase, self.predicted = phase, predicted
 
@@ -117,4 +129,5 @@ class _Predictions(keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             rates = "train.fine_tune_lr" if self.phase.epochs.start else "train.maximal_lr and train.initial_lr"
             raise InputError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower {rates}")
-        self.predicted.append(self.model.predict(self.phase.batches.valid, verbose=0)[:, 0].astype(float))
+        if self.predicted is not None:
+            self.predicted.append(_predict(self.phase))

@@ -13,7 +13,7 @@ import pandas as pd
 import config
 import model
 from devices import keras_stack, strategy
-from devices.keras_stack import Batches
+from devices.many_steps import Batches
 from features import extraction, feature_datasets
 from features.extraction import Features
 from images import audit, image_datasets
@@ -69,11 +69,9 @@ def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list
 
 def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
-    # Mean and variance come from the same views in both modes, so that both standardise alike.
-    standardize = settings.model.standardize and settings.model.base == "resnet50"
-    if settings.cached or standardize:
-        features = train_features(network, rows, settings)
-    if standardize:
+    if settings.cached or _standardizes(settings):
+        features = train_features(network, rows.train, settings)
+    if _standardizes(settings):
         model.standardize(network, *feature_datasets.statistics(features.array, features.places))
     if settings.cached:
         return head_on_features(
@@ -83,15 +81,25 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
     return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings))
 
 
-def train_features(network: keras.Model, rows: Rows, settings: config.Settings) -> Features:
-    """The pooled features of the training rows, in `augment.views` views where training warps its images."""
-    return extraction.pooled(network, rows.train, settings, augmented=settings.augment.active)
+def _standardizes(settings: config.Settings) -> bool:
+    return settings.model.standardize and settings.model.frozen
+
+
+def train_features(network: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> Features:
+    """The pooled features of training rows, in `augment.views` views where training warps its images and needs them.
+
+    The head learns from them with train.features=cached; mean and variance come from the same views in both modes, so
+    that both standardise alike.
+    """
+    needed = settings.cached or _standardizes(settings)
+    return extraction.pooled(network, rows, settings, augmented=settings.augment.active and needed)
 
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:
     """The phase that trains a head, of `model.head`, on features of the training and the validation rows."""
     rate = model.cyclical_rate(settings.train, len(train.labels))
-    return Phase(head, rate, range(settings.train.epochs), _feature_batches(train, valid, settings))
+    batches = _feature_batches(train, valid, settings, model.ROWS_AT_ONCE)
+    return Phase(head, rate, range(settings.train.epochs), batches)
 
 
 def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
@@ -108,16 +116,17 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) ->
         return Phase(network, rate, epochs, _image_batches(rows, settings), begin)
     features = extraction.extract(fine_tuning.below(network, block), pd.concat(rows), settings)
     train, valid = features.select(slice(len(rows.train))), features.select(slice(len(rows.train), None))
-    return Phase(fine_tuning.above(network, block), rate, epochs, _feature_batches(train, valid, settings), begin)
+    batches = _feature_batches(train, valid, settings, settings.train.batch_size)
+    return Phase(fine_tuning.above(network, block), rate, epochs, batches, begin)
 
 
-def _feature_batches(train: Features, valid: Features, settings: config.Settings) -> Batches:
-    size = settings.train.batch_size
+def _feature_batches(train: Features, valid: Features, settings: config.Settings, valid_size: int) -> Batches:
     return Batches(
         functools.partial(feature_datasets.train_dataset, train, settings),
-        -(-len(train.labels) // size),
-        feature_datasets.eval_dataset(valid, size),
-        -(-len(valid.labels) // size),
+        -(-len(train.labels) // settings.train.batch_size),
+        feature_datasets.eval_dataset(valid, valid_size),
+        -(-len(valid.labels) // valid_size),
+        functools.partial(feature_datasets.read, train.array),
     )
 
 

@@ -23,7 +23,7 @@ import config
 from devices import keras_stack
 from safety import atomic_files, csv_files, errors, limits
 from safety.errors import InputError
-from training import checkpoint, environment
+from training import changed_settings, checkpoint, environment
 
 STATE = "state.npz"
 FINISHED = "history.png"
@@ -161,11 +161,11 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
             raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
     settings = config.load_settings(run / "config.yaml", overrides, of_run=True)
     changes = _changes(run, settings)
-    for name, (old, new) in changes.items():
+    for name, values in changes.items():
         if name not in EPOCHS:
             raise InputError(
-                f"--resume: {run} was started with {name}={str(old)[:60]}, got {str(new)[:60]}; only "
-                f"{' and '.join(EPOCHS)} may change; change it back, or start a new run"
+                f"--resume: {changed_settings.describe(run, name, values)}; only {' and '.join(EPOCHS)} may change; "
+                "change it back, or start a new run"
             )
     if changes:
         _check_epochs(run, settings, changes)
@@ -184,19 +184,11 @@ def _changes(run: Path, settings: config.Settings) -> dict[str, list]:
     otherwise.
     """
     recorded = environment.read(run).get("settings")
-    if recorded:
-        earlier = config.load_settings(of_run=True).model_dump().items()
-        merged = {section: {**keys, **recorded.get(section, {})} for section, keys in earlier}
-        started_with = config.validate(config.Settings, merged).model_dump()
-    else:
-        started_with = config.load_settings(run / "config.yaml", of_run=True).model_dump()
-    current = settings.model_dump()
-    return {
-        f"{section}.{key}": [old, current[section][key]]
-        for section, keys in started_with.items()
-        for key, old in keys.items()
-        if old != current[section][key]
-    }
+    if not recorded:
+        return changed_settings.between(config.load_settings(run / "config.yaml", of_run=True), settings)
+    earlier = config.load_settings(of_run=True).model_dump().items()
+    merged = {section: {**keys, **recorded.get(section, {})} for section, keys in earlier}
+    return changed_settings.between(config.validate(config.Settings, merged), settings)
 
 
 def _check_epochs(run: Path, settings: config.Settings, changes: dict[str, list]) -> None:

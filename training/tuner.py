@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +55,10 @@ def prepare(network: keras.Model, rows: phases.Rows, settings: config.Settings) 
     Raises:
         InputError: the limit of the cache or the disk is too small.
     """
-    train, valid = phases.train_features(network, rows, settings), extraction.pooled(network, rows.valid, settings)
+    train, valid = (
+        phases.train_features(network, rows.train, settings),
+        extraction.pooled(network, rows.valid, settings),
+    )
     heads = {}
     for standardize in {settings.model.standardize, *settings.tune.standardize}:
         # The seed alone decides the head's initial weights, so they are those of a run; the base is not used.
@@ -90,13 +92,6 @@ def fit(prepared: Prepared, settings: config.Settings) -> dict[str, float]:
         return {}
     best = int(np.nanargmin(history["val_loss"]))
     return {**{name: history[name][best] for name in OBJECTIVES}, "epoch": best}
-
-
-def trials(text: str) -> int:
-    """The number of trials on the command line; raises ArgumentTypeError unless it is 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"the number of trials must be 1 or more, got {text!r}")
-    return int(text)
 
 
 def space(tune: config.Tune) -> keras_tuner.HyperParameters:

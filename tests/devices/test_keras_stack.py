@@ -1,5 +1,6 @@
 """Both stacks train, save and read alike. Each silent difference of Keras 3 has a test that is red without its cure."""
 
+import functools
 import re
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ from tiny_tree import tiny_settings
 import config
 import model
 from devices import keras_stack, strategy
+from devices.many_steps import Batches
 from features import feature_datasets
 from features.extraction import Features
+from images import image_datasets
 from safety.errors import InputError
 from training import phases, resume
 
@@ -64,32 +67,95 @@ def features_of(rows, seed):
     return Features(array, np.arange(rows)[:, None], labels)
 
 
-def fit_head(settings, name, verbose=0):
-    """History and steps of a head on 67 batches of training and 65 of validation."""
-    head = model.head(model.build(settings))
-    head = keras.Model(head.input, head.output, name=name)
+@functools.cache
+def built(standardize):
+    """A network and its weights, built once, since it takes seconds; a head takes its own settings."""
+    network = model.build(config.load_settings(None, ["model.weights=random", f"model.standardize={standardize}"]))
+    return network, network.get_weights()
+
+
+def fresh_head(settings):
+    network, weights = built(settings.model.standardize)
+    network.set_weights(weights)
+    return model.head(network)
+
+
+def fit_head(settings, count, verbose=0):
+    """History, steps and weights of a head that takes so many steps in a call; 67 batches of training, 65 rows of validation."""
+    head = fresh_head(settings)
     phase = phases.head_on_features(head, features_of(67, 0), features_of(65, 1), settings)
     model.compile_model(head, settings.train, phase.rate)
+    head.steps_per_execution = count
     history = phases.fit(phase, [], verbose=verbose)
     return history, int(head.optimizer.iterations), head.get_weights()
 
 
-def test_every_epoch_has_its_own_steps_however_many_run_in_one_go(tree):
-    """67 is a prime number, so that no number of steps in one go divides an epoch."""
-    settings = config.load_settings(None, tiny_settings(tree, "train.batch_size=1", "train.epochs=3"))
-    history, steps, weights = fit_head(settings, model.HEAD)
-    one_by_one, same_steps, same_weights = fit_head(settings, "one_by_one")
-    assert steps == same_steps == 3 * 67
+def fit_plain(settings):
+    """The same by Keras alone, a batch at a time."""
+    head = fresh_head(settings)
+    head = keras.Model(head.input, head.output)
+    features, valid = features_of(67, 0), features_of(65, 1)
+    model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
+    places = feature_datasets.train_dataset(features, settings)
+    batches = places.map(lambda chosen, labels: (tf.gather(features.array, chosen), labels))
+    history = head.fit(
+        batches, epochs=settings.train.epochs, steps_per_epoch=67 // settings.train.batch_size + (settings.train.batch_size > 1),
+        validation_data=(valid.array, valid.labels[:, None]), verbose=0, shuffle=False,
+    ).history  # fmt: skip
+    return history, int(head.optimizer.iterations), head.get_weights()
+
+
+@pytest.mark.parametrize("size, steps", [(1, 67), (6, 12)])
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_many_steps_in_a_call_are_those_of_keras_one_by_one(tree, size, steps, count):
+    """67 is a prime number, so that no number of steps in one go divides an epoch; 12 batches end with a single row."""
+    overrides = [f"train.batch_size={size}", "train.epochs=3", "train.momentum=0.5", "model.standardize=true"]
+    settings = config.load_settings(None, tiny_settings(tree, *overrides))
+    history, taken, weights = fit_head(settings, count)
+    one_by_one, same_steps, same_weights = fit_plain(settings)
+    assert taken == same_steps == 3 * steps
     assert history.keys() == one_by_one.keys()
     for key, values in history.items():
         np.testing.assert_allclose(values, one_by_one[key], rtol=1e-5, atol=1e-6, err_msg=key)
     for array, same in zip(weights, same_weights):
-        np.testing.assert_allclose(array, same, atol=1e-6)
+        np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-9)
+
+
+def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
+    """In NumPy's double precision: 3 epochs of 4 batches with momentum; float32 keeps six digits of the weights."""
+    overrides = ["train.batch_size=20", "train.epochs=3", "train.momentum=0.5", "model.standardize=false"]
+    settings = config.load_settings(None, tiny_settings(tree, *overrides))
+    head = fresh_head(settings)
+    kernel, bias = (array.astype(float) for array in head.get_weights())
+    features, rate = features_of(67, 0), model.cyclical_rate(settings.train, 67)
+    velocity, step = [0.0, 0.0], 0
+    for epoch in range(3):
+        order = image_datasets.epoch_order(67, settings.data.seed, epoch).numpy()
+        for start in range(0, 67, 20):
+            rows = order[start : start + 20]
+            inputs = features.array[rows].astype(float)
+            error = (1 / (1 + np.exp(-inputs @ kernel - bias)) - features.labels[rows, None]) / len(rows)
+            gradients = inputs.T @ error, error.sum(axis=0)
+            velocity = [0.5 * old - float(rate(step)) * new for old, new in zip(velocity, gradients)]
+            kernel, bias, step = kernel + velocity[0], bias + velocity[1], step + 1
+    phase = phases.head_on_features(head, features, features_of(65, 1), settings)
+    model.compile_model(head, settings.train, phase.rate)
+    phases.fit(phase, [], verbose=0)
+    for array, same in zip(head.get_weights(), (kernel, bias)):
+        np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-6)
+
+
+def test_a_call_takes_the_rows_that_fit_into_memory(tree):
+    for size, steps in ((1, 4096), (64, 64), (100_000, 1)):
+        settings = config.load_settings(None, tiny_settings(tree, f"train.batch_size={size}"))
+        head = fresh_head(settings)
+        model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
+        assert int(head.steps_per_execution) == steps
 
 
 def test_what_is_printed_of_an_epoch_counts_its_own_steps(tree, capsys):
     settings = config.load_settings(None, tiny_settings(tree, "train.batch_size=1", "train.epochs=1"))
-    fit_head(settings, model.HEAD, verbose="auto")
+    fit_head(settings, 64, verbose="auto")
     printed = re.findall(r"(\d+)/67", capsys.readouterr().out)
     assert printed and max(map(int, printed)) == 67
 
@@ -116,11 +182,11 @@ def test_an_epoch_sees_each_row_once_and_a_resumed_one_its_own_rows(tree):
         seen.clear()
         watched = Watched()
         watched(features.array[:1])
-        batches = keras_stack.Batches(
+        batches = Batches(
             lambda epoch: feature_datasets.train_dataset(features, settings, epoch),
-            3, feature_datasets.eval_dataset(features, 16), 3,
+            3, feature_datasets.eval_dataset(features, 16), 3, functools.partial(feature_datasets.read, features.array),
         )  # fmt: skip
-        watched.compile("sgd", "binary_crossentropy", steps_per_execution=64, jit_compile=False)
+        watched.compile("sgd", "binary_crossentropy", jit_compile=False)
         keras_stack.fit(watched, batches, strategy.distribute, first, {"epochs": 4, "callbacks": [], "verbose": 0})
         return np.reshape(seen, (4 - first, 37)).tolist()
 

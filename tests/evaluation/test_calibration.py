@@ -103,3 +103,12 @@ def test_probabilities_that_are_too_sure_are_cooled():
 
 def test_log_loss_is_scikit_learns():
     assert calibration.log_loss(LABELS, SCORES) == pytest.approx(metrics.log_loss(LABELS, SCORES), abs=1e-12)
+
+
+@pytest.mark.parametrize("fitted, words", [
+    (5, "temperature 1.200, the mean over the folds (1.000 to 1.500), each fitted on its inner folds"),
+    (3, "(1.000 to 1.500); fitted on the inner folds of 3 of 5, and 1 where the training part has fewer than 5 patients"),
+    (0, "temperature 1, not fitted: the training part of each fold has fewer than 5 patients of a class"),
+])  # fmt: skip
+def test_the_temperature_of_folds_is_described_as_it_was_found(fitted, words):
+    assert words in calibration.describe_temperature({"over_folds": [1.2, 1.0, 1.5], "folds_fitted": [fitted, 5]})

@@ -44,9 +44,12 @@ class Heads:
     def __init__(self, features, labels):
         self.features, self.labels, self.calls = features, labels, []
 
-    def __call__(self, prepared, train, held_out, epochs):
+    def __call__(self, prepared, train, held_out, epochs, every_epoch=True):
         self.calls.append((set(train), set(held_out), epochs))
-        return None, np.array([self.head(epoch, train, held_out) for epoch in range(1, sum(epochs) + 1)])
+        last = sum(epochs)
+        return None, np.array(
+            [self.head(epoch, train, held_out) for epoch in range(1 if every_epoch else last, last + 1)]
+        )
 
     def head(self, epoch, train, held_out):
         head = LogisticRegression(C=0.01 * 4**epoch).fit(self.features[train], self.labels[train])
@@ -81,8 +84,16 @@ def test_every_image_is_predicted_once_a_repeat_and_no_unit_is_on_two_sides(unit
     )
     assert tested.value_counts().eq(1).all() and len(tested) == repeats * len(table)
     units = splits.group_ids(table, unit).to_numpy()
+    tests, of_inner_folds = iter(set(table.index[table.filename.isin(result["filename"])]) for result in results), set()
+    test = next(tests)
     for train, held_out, _ in heads.calls:
         assert not set(units[list(train)]) & set(units[list(held_out)])
+        if held_out != test:
+            of_inner_folds |= train | held_out
+            continue
+        assert not set(units[list(of_inner_folds)]) & set(units[list(test)])
+        test, of_inner_folds = next(tests, None), set()
+    assert test is None
 
 
 @given(unit=UNITS, rule=RULES, poisoned=st.integers(1, 3))

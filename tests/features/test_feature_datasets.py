@@ -12,8 +12,8 @@ def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
     settings = config.load_settings(None, tiny_settings(tree, "train.epochs=30", "train.batch_size=8"))
     seen = np.zeros((20, 3), int)
     order = []
-    for number, (batch, label) in enumerate(feature_datasets.train_dataset(features, settings)):
-        places = batch.numpy()[:, 0].astype(int)
+    for number, (chosen, label) in enumerate(feature_datasets.train_dataset(features, settings)):
+        places = feature_datasets.read(features.array, chosen).numpy()[:, 0].astype(int)
         assert (labels[places // 3] == label.numpy()[:, 0]).all()
         np.add.at(seen, (places // 3, places % 3), 1)
         order += list(places // 3) if number < 3 else []

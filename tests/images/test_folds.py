@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_tree import fold_rows
 
 import data
-from images import folds
+from images import folds, splits
 from safety.errors import InputError
 
 KEPT = {"patient": ["filename", "slide", "patient"], "slide": ["filename", "slide"], "image": ["filename"]}
@@ -37,7 +37,7 @@ def tables(draw):
     table = described(names)
     pixels = pd.Series(table.index, table.index)
     for _ in range(draw(st.integers(0, 3))):
-        of_class = table.index[table.label == draw(st.sampled_from(data.LABELS))].tolist()
+        of_class = table.index[table.label == draw(st.sampled_from(splits.LABELS))].tolist()
         pixels[draw(st.sampled_from(of_class))] = pixels[draw(st.sampled_from(of_class))]
     return table.assign(pixels=pixels.astype(str))
 
@@ -183,14 +183,14 @@ def test_the_published_folds_serve_a_part_of_breakhis(one_of_each):
 
 
 def test_published_folds_that_do_not_fit_are_refused(one_of_each, table):
-    with pytest.raises(InputError, match="allowed are 1 to 10 repeats, got 11"):
+    with pytest.raises(InputError, match="allowed are 1 to 10 repeats, got 11; --draw draws"):
         folds.read_canonical(one_of_each, 11)
     with pytest.raises(InputError, match="allowed are the patients of BreakHis, got 14-10"):
         folds.read_canonical(table)
-    with pytest.raises(InputError, match="fold . has no benign image"):
+    with pytest.raises(InputError, match="fold . has no benign image; --draw draws"):
         folds.read_canonical(one_of_each[one_of_each.patient != one_of_each.patient.iloc[0]])
     twins = one_of_each.filename.where(one_of_each.label == "malignant", "same")
-    with pytest.raises(InputError, match="parts a patient or equal pixels"):
+    with pytest.raises(InputError, match="parts a patient or equal pixels, of SOB_.*; --draw draws folds"):
         folds.read_canonical(one_of_each.assign(pixels=twins))
 
 

@@ -34,7 +34,7 @@ def test_the_leaks_are_those_of_the_rows_that_training_reads():
     assert measured["shared"]["image"] == 0 and leaks.measure(table)["shared"]["image"] == 1
     assert measured["sets"]["train"]["benign"] == {"rows": 2, "images": 1, "slides": 1, "patients": 1}
     assert measured["validation_shared"] == {"image": 0.5, "slide": 1, "patient": 1}
-    assert "training rows: 2 of 1 images, out of 2" in text
+    assert "training rows: 2, drawn from 1 of the 2 training images" in text
     assert "validation images that share with training: 50.0% their image, 100.0% their slide" in text
 
 

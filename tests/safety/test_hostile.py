@@ -24,7 +24,7 @@ from tiny_tree import fold_rows
 
 import config
 import data
-import model
+from backbones import networks
 from images import audit, decoding, external_images, splits
 from safety import command_line
 
@@ -166,7 +166,7 @@ def overwritten(valid: bytes, pieces: list[bytes]) -> st.SearchStrategy:
 
 
 def read_weights(path):
-    model._load_base(small_base(), str(path))
+    networks.load(small_base(), str(path))
 
 
 def read_folds(path):

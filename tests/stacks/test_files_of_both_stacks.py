@@ -8,6 +8,7 @@ import pytest
 from write_files import FOLDER, PIXELS
 
 import model
+from backbones import networks
 from training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -30,7 +31,7 @@ def test_a_checkpoint_predicts_on_both_stacks_what_it_did_on_its_own(tmp_path, s
 @pytest.mark.parametrize("name", ["addons.h5", "keras3.weights.h5"])
 def test_the_base_weights_of_either_stack_are_loaded(tmp_path, name):
     network, _ = checkpoint.load(unpacked(f"{name.partition('.')[0]}.keras", tmp_path))
-    base = model._cnn()
-    model._load_base(base, str(unpacked(name, tmp_path)))
+    base = networks.cnn()
+    networks.load(base, str(unpacked(name, tmp_path)))
     for array, expected in zip(base.get_weights(), model.base_of(network).get_weights()):
         np.testing.assert_array_equal(array, expected)

@@ -33,7 +33,7 @@ def fine_tuning_began(run):
 @pytest.mark.parametrize("spoil, arguments, words", [
     (lambda run: edit(run, "maximal_lr: 0.007", "maximal_lr: 0.07"), [],
      "runs/half was started with train.maximal_lr=0.007, got 0.07; only train.epochs and train.fine_tune_epochs may change"),
-    (lambda run: edit(run, "flip: true", "flip: false"), ["train.epochs=9"], "with augment.flip=True, got False"),
+    (lambda run: edit(run, "flip: true", "flip: false"), ["train.epochs=9"], "with augment.flip=true, got false"),
     (lambda run: None, ["data.seed=3"], "with data.seed=0, got 3"),
     (lambda run: None, ["train.epochs=1"], "has trained 2 epochs already; needed are as many or more, got 1"),
     (lambda run: edit(run, "  epochs: 4", "  epochs: 1"), [], "needed are as many or more, got 1"),

@@ -12,6 +12,7 @@ import data
 import evaluate
 import model
 import train
+from backbones.table import BASES
 from evaluation import predictions
 from features import extraction
 from images import audit, decoding, splits
@@ -92,7 +93,7 @@ def fine_tune_once(tree, best, *overrides):
 
 def test_the_blocks_are_those_of_resnet50(network):
     names = (re.match(r"conv\d_block\d+", layer.name) for layer in model.base_of(network).layers)
-    assert list(dict.fromkeys(name[0] for name in names if name)) == config.BLOCKS and len(config.BLOCKS) == 16
+    assert list(dict.fromkeys(name[0] for name in names if name)) == list(BASES["resnet50"].blocks)
 
 
 @pytest.mark.parametrize("block, shape", [
@@ -275,8 +276,8 @@ def test_the_evaluation_predicts_what_the_checkpoint_itself_does(tree, undisturb
 
 
 @pytest.mark.parametrize("settings, words", [
-    (["model.trainable_from=conv5_block4"], "model.trainable_from: input should be 'none', 'conv2_block1', .*'conv5_block2' or 'conv5_block3', got 'conv5_block4'"),
-    (["model.trainable_from=conv5_block1", "model.base=cnn"], "must be none with base cnn, .*conv2_block1, .* conv5_block3 are blocks of resnet50, got conv5_block1"),
+    (["model.trainable_from=conv5_block4"], "^model.trainable_from: allowed with base resnet50: none, conv2_block1, .*, conv5_block3, got 'conv5_block4'"),
+    (["model.trainable_from=conv5_block1", "model.base=cnn"], "^model.trainable_from: allowed with base cnn: none, got 'conv5_block1'"),
     (["train.fine_tune_epochs=0"], "train.fine_tune_epochs: input should be greater than or equal to 1"),
     (["train.fine_tune_lr=0"], "train.fine_tune_lr: input should be greater than 0"),
 ])  # fmt: skip

@@ -131,8 +131,8 @@ def test_the_files_named_are_those_of_the_steps(tmp_path):
     watcher.on_epoch_begin(2)
     features = extraction.Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None], np.arange(10))
     batches = list(feature_datasets.train_dataset(features, settings, first=2))
-    for step, (values, _) in enumerate(batches):
-        expected = [f"{int(value)}.png" for value in values.numpy()[:, 0]]
+    for step, (rows, _) in enumerate(batches):
+        expected = [f"{row}.png" for row in rows.numpy()]
         assert watcher._files(step, step + 1).filename.tolist() == expected
 
 

@@ -2,6 +2,7 @@ import errno
 import re
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -285,11 +286,7 @@ def test_an_error_in_a_trial_ends_the_search(prepared, folder, monkeypatch):
 
 
 def test_a_full_disk_is_named_with_the_folder_of_the_search(prepared, folder, monkeypatch):
-    """KerasTuner's own files; Python names no file in which it cannot write."""
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(tuner, "fit", lowest_at(0.003))
     monkeypatch.setattr(tuner.keras_tuner.Oracle, "save", full)
     with pytest.raises(OSError) as error:

@@ -1,0 +1,80 @@
+"""The batches of a training, and a model that takes many of its steps in one call from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+
+class Batches(NamedTuple):
+    """The batches of a training.
+
+    Attributes:
+        train_from: gives the training batches of all epochs from one on, as inputs and labels; the last batch of an
+            epoch may be smaller.
+        steps: training batches in an epoch.
+        valid: the validation batches, or None to train without validation.
+        valid_steps: their number.
+        load: reads what the model takes, where `train_from` gives only the places of the rows in the feature cache.
+    """
+
+    train_from: Callable[[int | tf.Tensor], tf.data.Dataset]
+    steps: int
+    valid: tf.data.Dataset | None
+    valid_steps: int
+    load: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+
+    def one_by_one(self, first: int) -> tf.data.Dataset:
+        """The training batches of all epochs from one on: inputs and labels."""
+        return self.train_from(first).map(lambda inputs, labels: (self.load(inputs), labels)).prefetch(1)
+
+    def many_at_once(self, epochs: range, count: int) -> tf.data.Dataset:
+        """The same, up to `count` batches of one epoch in each element: all inputs, all labels, the end of each batch.
+
+        Reading the rows of many batches at once takes a fraction of the time.
+        """
+
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            return self.train_from(number).take(self.steps).ragged_batch(count)
+
+        def load(inputs: tf.RaggedTensor, labels: tf.RaggedTensor) -> tuple[tf.Tensor, ...]:
+            return self.load(inputs.values), labels.values, inputs.row_splits[1:]
+
+        return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch).map(load).prefetch(1)
+
+
+class ManySteps(keras.Model):
+    """A model that takes many steps in one call from Python, and updates its metrics once in a call.
+
+    It is for models whose step is shorter than its call and its metrics. The steps are those of Keras, one after
+    another. The metrics must be sums over the rows, so that they are equal for one batch and for many.
+    """
+
+    _in_step = False
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        """The function that `fit` calls with the iterator of `Batches.many_at_once`; it returns the metrics."""
+        if force or self.train_function is None:
+            self.train_function = tf.function(lambda iterator: self._train_steps(*next(iterator)))
+        return self.train_function
+
+    def _train_steps(self, inputs: tf.Tensor, labels: tf.Tensor, ends: tf.Tensor) -> dict[str, tf.Tensor]:
+        steps, start = tf.size(ends), tf.constant(0, tf.int64)
+        outputs = tf.TensorArray(tf.float32, steps, element_shape=(None, 1), infer_shape=False)
+        self._in_step = True
+        for step in tf.range(steps):
+            rows = slice(start, ends[step])
+            outputs = outputs.write(step, self.train_step((inputs[rows], labels[rows])))
+            start = ends[step]
+        self._in_step = False
+        return self.compute_metrics(inputs, labels, outputs.concat())
+
+    def compute_metrics(
+        self, x: tf.Tensor, y: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor] | tf.Tensor:
+        """Updates and returns the metrics; within a step, of which Keras' `train_step` returns this, the outputs."""
+        # Without `super()`, which TensorFlow cannot turn into a graph here.
+        return y_pred if self._in_step else keras.Model.compute_metrics(self, x, y, y_pred, sample_weight)

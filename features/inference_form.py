@@ -1,0 +1,84 @@
+"""A frozen part of the network in the form in which it only computes: each BatchNorm is folded into its convolution.
+
+In inference BatchNorm multiplies and shifts every channel by constants, and so does a convolution's kernel and bias.
+The folded part gives the same output to 1e-5 with a pass less over the feature maps.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+
+
+class Nothing(keras.layers.Layer):
+    """Takes the place, and the arguments, of a BatchNorm that has been folded."""
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
+        return inputs
+
+
+def fold(part: keras.Model) -> keras.Model:
+    """A copy of a frozen part, in which no BatchNorm is left that directly follows a convolution.
+
+    Args:
+        part: a functional model; models among its layers are folded as well.
+
+    Returns:
+        A model with weights of its own, of the same name, input and output.
+    """
+    followers = _followers(part)
+    folded = set(followers.values())
+
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if _is_folded_too(layer):
+            return fold(layer)
+        if layer.name in folded:
+            return Nothing(dtype=layer.dtype_policy, name=layer.name)
+        options = {"use_bias": True} if layer.name in followers else {}
+        return type(layer).from_config({**layer.get_config(), **options})
+
+    same = keras.models.clone_model(part, clone_function=copy)
+    for layer in part.layers:
+        if layer.get_weights() and not _is_folded_too(layer) and layer.name not in folded:
+            norm = followers.get(layer.name)
+            weights = _folded(layer, part.get_layer(norm)) if norm else layer.get_weights()
+            same.get_layer(layer.name).set_weights(weights)
+    same.trainable = False
+    return same
+
+
+def _is_folded_too(layer: keras.layers.Layer) -> bool:
+    # The Sequentials of ConvNeXt have no BatchNorm, and Keras 2 would copy them without weights.
+    return isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
+
+
+def _followers(part: keras.Model) -> dict[str, str]:
+    """Name of a convolution -> name of the BatchNorm that is the only layer to read its output."""
+    readers: dict[int, list[keras.layers.Layer]] = {}
+    for layer in part.layers:
+        inputs = layer.input if isinstance(layer.input, (list, tuple)) else [layer.input]
+        for tensor in inputs:
+            readers.setdefault(id(tensor), []).append(layer)
+    outputs = {id(tensor) for tensor in part.outputs}
+    return {
+        layer.name: found[0].name
+        for layer in part.layers
+        if isinstance(layer, CONVOLUTIONS) and id(layer.output) not in outputs
+        for found in [readers.get(id(layer.output), [])]
+        if len(found) == 1 and isinstance(found[0], keras.layers.BatchNormalization)
+    }
+
+
+def _folded(convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> list[np.ndarray]:
+    """Kernel and bias of the convolution with the BatchNorm in them."""
+    kernel, *bias = convolution.get_weights()
+    names = [*["gamma"] * norm.scale, *["beta"] * norm.center, "mean", "variance"]
+    values = dict(zip(names, norm.get_weights()))
+    factor = values.get("gamma", 1) / np.sqrt(values["variance"] + norm.epsilon)
+    shift = (sum(bias) - values["mean"]) * factor + values.get("beta", 0)
+    # A depthwise kernel is (height, width, channels, multiplier), others (height, width, inputs, channels).
+    depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+    return [kernel * (factor.reshape(kernel.shape[2:]) if depthwise else factor), shift]

@@ -1,0 +1,72 @@
+import keras
+import numpy as np
+import pytest
+
+from features import inference_form
+
+
+def trained(network):
+    """The network with BatchNorm statistics, scales and shifts as after a training."""
+    rng = np.random.RandomState(0)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Factors alone would leave the shifts and means at 0; the last array is the variance.
+            *others, variance = layer.get_weights()
+            layer.set_weights(
+                [one + rng.normal(0, 0.2, one.shape) for one in others] + [variance * rng.uniform(0.5, 2)]
+            )
+    return network
+
+
+def difference(one, other, images):
+    expected = one(images, training=False).numpy()
+    return np.abs(other(images, training=False).numpy() - expected).max() / np.abs(expected).max()
+
+
+def norms(network):
+    return sum(isinstance(layer, keras.layers.BatchNormalization) for layer in network.layers)
+
+
+@pytest.fixture
+def images():
+    return np.random.RandomState(1).uniform(-100, 100, (2, 64, 64, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("constructor, left", [("ResNet50", 0), ("MobileNetV2", 0), ("DenseNet121", 62)])
+def test_a_folded_base_gives_the_same_features(images, constructor, left):
+    """DenseNet has BatchNorm before its convolutions too; those are left."""
+    base = trained(
+        getattr(keras.applications, constructor)(include_top=False, weights=None, input_shape=(None, None, 3))
+    )
+    pixels = keras.Input((64, 64, 3))
+    part = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(base(pixels, training=False)), name="pooling")
+    before = [array.copy() for array in part.get_weights()]
+    folded = inference_form.fold(part)
+    assert difference(part, folded, images) < 1e-5
+    assert norms(base) > left and norms(folded.layers[1]) == left
+    assert (folded.name, folded.output.shape) == (part.name, part.output.shape) and not folded.trainable_weights
+    assert all(np.array_equal(one, other) for one, other in zip(part.get_weights(), before))
+
+
+def test_a_convolution_that_others_read_too_keeps_its_kernel(images):
+    pixels = keras.Input((64, 64, 3))
+    convolved = keras.layers.Conv2D(4, 3, name="read_twice")(pixels)
+    x = keras.layers.Add()([convolved, keras.layers.BatchNormalization()(convolved)])
+    last = keras.layers.Conv2D(5, 3, name="also_an_output")(x)
+    part = trained(keras.Model(pixels, [last, keras.layers.BatchNormalization()(last)]))
+    folded = inference_form.fold(part)
+    assert norms(folded) == norms(part) == 2
+    for one, other in zip(part(images, training=False), folded(images, training=False)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias, scale, center", [(True, False, True), (False, True, False), (True, False, False)])
+def test_biases_scales_and_shifts_may_be_missing(images, bias, scale, center):
+    pixels = keras.Input((64, 64, 3))
+    options = {"use_bias": bias, "bias_initializer": "normal"}
+    x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, **options)(pixels)
+    x = keras.layers.BatchNormalization(scale=scale, center=center)(x)
+    x = keras.layers.BatchNormalization(scale=scale, center=center)(keras.layers.Conv2D(7, 3, **options)(x))
+    part = trained(keras.Model(pixels, x))
+    folded = inference_form.fold(part)
+    assert norms(folded) == 0 and difference(part, folded, images) < 1e-5

@@ -1,0 +1,67 @@
+"""A training of a cross-validation, on made-up features: what is predicted, when, and that no held-out label matters."""
+
+import numpy as np
+import pytest
+from tiny_tree import fold_rows, table_of, tiny_settings
+
+import config
+import model
+from devices import keras_stack
+from features.extraction import Features
+from safety.errors import InputError
+from training import out_of_fold
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+
+@pytest.fixture(scope="module")
+def prepared(tree):
+    """Of a head on features that say little about the label."""
+    settings = config.load_settings(None, tiny_settings(tree, "train.epochs=3", "train.maximal_lr=0.01"))
+    table = table_of(fold_rows(images=1)).drop_duplicates("filename").reset_index(drop=True)
+    array = np.random.RandomState(0).normal(table.label_int.to_numpy()[:, None] / 4, 1, (len(table), 2048))
+    features = Features(array.astype(np.float32), np.arange(len(table))[:, None], table.label_int.to_numpy())
+    network = model.build(settings)
+    return out_of_fold.Prepared(settings, table, network, model.head(network).get_weights(), features, features)
+
+
+@pytest.fixture
+def parts(prepared):
+    held_out = np.arange(0, len(prepared.table), 3)
+    return np.setdiff1d(np.arange(len(prepared.table)), held_out), held_out
+
+
+def test_the_prediction_after_the_last_epoch_is_the_last_of_all_epochs(prepared, parts):
+    every = out_of_fold.fit(prepared, *parts, [3])[1]
+    network, last = out_of_fold.fit(prepared, *parts, [3], every_epoch=False)
+    assert every.shape == (3, len(parts[1])) and len(np.unique(every, axis=0)) == 3
+    np.testing.assert_array_equal(last, every[-1:])
+    head = model.head(network)(prepared.plain.array[parts[1]]).numpy()[:, 0]
+    np.testing.assert_allclose(last[0], head, atol=1e-5)
+    # A longer training begins with the same epochs.
+    np.testing.assert_array_equal(out_of_fold.fit(prepared, *parts, [2])[1], every[:2])
+
+
+def test_held_out_images_pass_through_the_network_once_and_their_labels_not_at_all(prepared, parts, monkeypatch):
+    expected = out_of_fold.fit(prepared, *parts, [2])[1]
+    labels, seen, fit = prepared.plain.labels.copy(), [], keras_stack.fit
+    labels[parts[1]] = 1 - labels[parts[1]]
+    table = prepared.table.assign(label_int=labels, label=np.where(labels, "malignant", "benign"))
+    spoiled = prepared._replace(table=table, plain=prepared.plain._replace(labels=labels))
+
+    def recorded(trained, batches, *rest):
+        seen.append(batches.valid)
+        return fit(trained, batches, *rest)
+
+    monkeypatch.setattr(keras_stack, "fit", recorded)
+    np.testing.assert_array_equal(out_of_fold.fit(spoiled, *parts, [2])[1], expected)
+    assert seen == [None]
+
+
+def test_a_loss_that_is_no_number_is_refused_in_both_ways(prepared, parts):
+    array = prepared.plain.array.copy()
+    array[parts[0][0]] = np.nan
+    broken = prepared._replace(trained_on=prepared.plain._replace(array=array))
+    for every_epoch in (True, False):
+        with pytest.raises(InputError, match="the loss is nan in epoch 1; lower train.maximal_lr and train.initial_lr"):
+            out_of_fold.fit(broken, *parts, [2], every_epoch)
