@@ -69,7 +69,7 @@ def test_the_key_of_the_cache_is_that_of_earlier_versions_where_the_new_settings
     for augmented in (True, False):
         kinds = {"rotation": 20.0, "shift": 0.0, "shear": 0.0, "zoom": 0.0, "flip": True}
         earlier = {
-            "version": 1, "weights": model.weights_hash(part), "output": "pooling", "image_size": 32,
+            "version": extraction.VERSION, "weights": model.weights_hash(part), "output": "pooling", "image_size": 32,
             "precision": "float32", "augment": kinds if augmented else None, "seed": 0 if augmented else None,
         }  # fmt: skip
         expected = hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()[:16]
