@@ -102,7 +102,11 @@ def load(base: keras.Model, weights: str) -> None:
         hdf5_files.check(path)
         base.load_weights(path)
     except (ValueError, OSError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError) as error:
-        raise InputError(f"model.weights: {path} does not hold the weights of {network} without top: {error}") from None
+        # The text of Keras 3 has several lines.
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model.weights: {path} does not hold the weights of {network} without top: {reason}"
+        ) from None
 
 
 def _fetch_imagenet(name: str) -> Path:
