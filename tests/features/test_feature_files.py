@@ -5,7 +5,9 @@ import zipfile
 
 import h5py
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from features import feature_files
 from safety.errors import InputError
@@ -44,10 +46,7 @@ def folder(path, arrays):
     return path
 
 
-def parquet(path, lists):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install pyarrow")
-    from pyarrow import parquet
-
+def write_parquet(path, lists):
     columns = {"features": list(VALUES)} if lists else {f"feature_{n}": VALUES[:, n] for n in range(4)}
     parquet.write_table(pyarrow.table({"filename": NAMES, **columns}), path)
     return path
@@ -63,8 +62,8 @@ def parquet(path, lists):
         lambda place: hdf5(place / "a.h5"),
         lambda place: hdf5(place / "a.hdf5", compression="gzip", chunks=(2, 4)),
         lambda place: folder(place / "a", {n[:-4]: np.stack([v - 1, v + 1]) for n, v in zip(NAMES, VALUES)}),
-        lambda place: parquet(place / "a.parquet", lists=True),
-        lambda place: parquet(place / "a.parquet", lists=False),
+        lambda place: write_parquet(place / "a.parquet", lists=True),
+        lambda place: write_parquet(place / "a.parquet", lists=False),
     ],
     ids=["npz", "npz, compressed", "csv", "csv from 1", "h5", "h5, compressed", "TRIDENT", "parquet lists", "parquet"],
 )
