@@ -3,6 +3,8 @@
 # make claim: a ResNet50 and a plain CNN on the same split, and their comparison; CONFIG=config.yaml for the real data.
 # make real: cross-validations of real features, which are in examples/, and one table of them; needs no data set.
 # make grid: a run for each combination of the values in SETTINGS, JOBS at a time, and their comparison.
+# make study: nested cross-validations of all combinations of the values in STUDY, and the paired differences between
+#   them: what helps on new patients, and what on known ones; CONFIG=real.yaml needs no data set.
 # make protocols: a run on the sample under each protocol, and their comparison; SEEDS="0 1 2 3 4" for five of each.
 # make intervals: how often each kind of 95 % interval holds the true value, simulated: the tables of docs/intervals.md.
 # make docs: writes docs/settings.md from the schema of the settings.
@@ -30,9 +32,10 @@ SEEDS := 0
 BASES := resnet50 cnn
 CONFIG := sample.yaml
 SETTINGS := data.protocol=row,patient data.seed=0,1
+STUDY := data.protocol=image,patient model.standardize=true,false
 JOBS := 1
 
-.PHONY: train real protocols claim grid intervals test lint docs
+.PHONY: train real study protocols claim grid intervals test lint docs
 
 train: $(VENV)/ready
 	$(RUN) sample.py sample
@@ -67,6 +70,10 @@ claim: $(VENV)/ready
 grid: $(VENV)/ready
 	$(RUN) sample.py sample
 	$(RUN) grid.py grid-$$(date +%Y%m%d-%H%M%S) --config $(CONFIG) $(SETTINGS) --jobs $(JOBS)
+
+study: $(VENV)/ready
+	$(if $(filter sample.yaml,$(CONFIG)),$(RUN) sample.py sample)
+	$(RUN) grid.py study-$$(date +%Y%m%d-%H%M%S) --crossval --config $(CONFIG) $(STUDY) --jobs $(JOBS)
 
 intervals: $(VENV)/ready
 	$(RUN) -m tests.interval_coverage

@@ -159,9 +159,9 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
         subtype.
     """
     parts = filenames.str.extract(NAME)
-    label = parts.code.map({code: label for code, (label, _) in SUBTYPES.items()})
+    label = _map(parts.code, {code: label for code, (label, _) in SUBTYPES.items()})
     parts = parts.where(label.str[0].str.upper() == parts.letter)
-    subtype = parts.code.map({code: subtype for code, (_, subtype) in SUBTYPES.items()})
+    subtype = _map(parts.code, {code: subtype for code, (_, subtype) in SUBTYPES.items()})
     folder = "SOB_" + parts.letter + "_" + parts.code + "_" + parts.slide
     return pd.DataFrame(
         {
@@ -175,6 +175,11 @@ def describe(filenames: pd.Series) -> pd.DataFrame:
             "path": label + "/SOB/" + subtype + "/" + folder + "/" + parts.mag + "X/" + filenames,
         }
     )
+
+
+def _map(texts: pd.Series, values: dict[str, str]) -> pd.Series:
+    # Where all are missing, pandas would not take the result for texts.
+    return texts.map(values).astype(texts.dtype)
 
 
 def notice(root: str | Path) -> str:

@@ -3,6 +3,7 @@
 python grid.py a data.protocol=row,patient data.seed=0,1,2 --jobs 2  six runs, two at a time, and their comparison
 python grid.py b data.protocol=fold data.fold=1,2,3,4,5              the five official folds
 python grid.py c data.seed=0,1,2,3 --share 1/2                       the first of two hosts; on the other: --share 2/2
+python grid.py d --crossval model.base=resnet50,densenet121          two cross-validations instead of two runs
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     """Trains the missing runs of this share of the grid, then evaluates and compares all runs if none is missing."""
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("name", metavar="NAME", help="what the names of the runs begin with")
+    parser.add_argument("--crossval", action="store_true", help="cross-validate each combination, as crossval.py does")
     jobs.add_options(parser, "runs")
     config.add_settings(parser)
     args = parser.parse(arguments)
@@ -38,7 +40,8 @@ def main(arguments: list[str]) -> int:
         changed_settings.refuse(Path("runs", name), config.load_settings(args.config, settings))
     mine = jobs.share(list(runs), args.share)
     jobs.check_count(args.jobs)
-    statuses = jobs.run(lambda name: train(name, [*common, *runs[name]]), mine, args.jobs, "runs")
+    work = cross_validate if args.crossval else train
+    statuses = jobs.run(lambda name: work(name, [*common, *runs[name]]), mine, args.jobs, "runs")
     failed = [name for name, status in zip(mine, statuses) if status]
     if failed:
         log = Path("runs", f"{failed[0]}.log")
@@ -46,7 +49,7 @@ def main(arguments: list[str]) -> int:
             f"{len(failed)} of {len(mine)} runs failed; the last line of {log}:\n{jobs.last_line(log)}\n"
             "the same command resumes them"
         )
-    missing = [name for name in runs if not finished(name)]
+    missing = [name for name in runs if not finished(name, args.crossval)]
     if missing:
         print(f"{len(missing)} runs of other shares are missing, {missing[0]} for example; the last share compares all")
         return 0
@@ -78,20 +81,32 @@ def grid(name: str, overrides: list[str]) -> dict[str, list[str]]:
 
 
 def train(name: str, arguments: list[str]) -> int:
-    """Trains or resumes a run unless it is finished; its output goes to runs/NAME.log. Returns the exit status."""
+    """Trains or resumes a run unless it is finished. Returns the exit status."""
     if finished(name):
         return 0
     run = Path("runs", name)
-    arguments = ["--resume", str(run)] if run.exists() else arguments
-    run.parent.mkdir(exist_ok=True)
-    with run.with_name(f"{name}.log").open("a") as log:
-        command = [sys.executable, HERE / "train.py", *arguments]
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+    return logged(name, ["train.py", *(["--resume", str(run)] if run.exists() else arguments)])
 
 
-def finished(name: str) -> bool:
-    """Whether a run is trained to its end: history.png is the last of its files."""
-    return Path("runs", name, "history.png").exists()
+def cross_validate(name: str, arguments: list[str]) -> int:
+    """Cross-validates, or goes on with a cross-validation, unless it is finished. Returns the exit status."""
+    settings = [text for text in arguments if not text.startswith("train.run=")]
+    return 0 if finished(name, crossval=True) else logged(name, ["crossval.py", name, *settings])
+
+
+def logged(name: str, command: list[str]) -> int:
+    """Runs a command, whose output goes to runs/NAME.log, and returns its exit status."""
+    log = Path("runs", f"{name}.log")
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a") as output:
+        return subprocess.run(
+            [sys.executable, HERE / command[0], *command[1:]], stdout=output, stderr=subprocess.STDOUT
+        ).returncode
+
+
+def finished(name: str, crossval: bool = False) -> bool:
+    """Whether a run is trained, or a cross-validation evaluated, to its end: whether the last of its files is there."""
+    return Path("runs", name, "evaluation/metrics.json" if crossval else "history.png").exists()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def pretrained(name: str, weights: str) -> keras.Model:
     options = {"include_preprocessing": False} if about.preprocesses else {}
     # As with trained weights, the base is the same for every data.seed, which is for the head.
     keras.utils.set_random_seed(0)
-    with tf.variable_creator_scope(_never_reduced):
+    with tf.variable_creator_scope(never_reduced):
         construct = getattr(keras.applications, about.constructor)
         network = construct(include_top=False, weights=None, input_shape=(None, None, 3), **options)
     # Keras' own names differ from those of the table.
@@ -73,7 +73,7 @@ def pretrained(name: str, weights: str) -> keras.Model:
     return base
 
 
-def _never_reduced(create: Callable, **options: object) -> tf.Variable:
+def never_reduced(create: Callable, **options: object) -> tf.Variable:
     """Creates a variable that each device reads without asking the others: a frozen base is the same on all."""
     return create(**{**options, "synchronization": tf.VariableSynchronization.ON_WRITE})
 

@@ -236,15 +236,16 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
         store.make_room(len(todo) * features.item_bytes + len(undecoded) * images.item_bytes, limit_gib)
     # All workers must have seen what is missing before one adds to the cache, or their shares would not fit together.
     strategy.barrier()
+    # All workers, since TensorFlow creates variables on all at once.
+    base = _compiled(extraction.part, model.weights_hash(extraction.part))
     if share := strategy.share(todo):
-        _compute(extraction, share)
+        _compute(base, extraction, share)
     strategy.barrier()
     store.wait_for(features, [item.name for item in passes])
 
 
-def _compute(extraction: Extraction, passes: list[Pass]) -> None:
-    """Computes the passes and adds them to the cache, chunk by chunk."""
-    base = _compiled(extraction.part, model.weights_hash(extraction.part))
+def _compute(base: Callable, extraction: Extraction, passes: list[Pass]) -> None:
+    """Computes the passes by a function of `_compiled` and adds them to the cache, chunk by chunk."""
     chunks = [passes[start : start + store.CHUNK] for start in range(0, len(passes), store.CHUNK)]
     with ThreadPoolExecutor(1) as reader, tqdm(total=len(passes), desc="features", unit="img", delay=5) as bar:
         # The next chunk is read and decoded while the base works on this one.
@@ -260,9 +261,7 @@ def _compute(extraction: Extraction, passes: list[Pass]) -> None:
 @functools.lru_cache(maxsize=1)
 def _compiled(part: keras.Model, weights: str) -> Callable:
     # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
-    # The copy's variables would be created by some workers only, and TensorFlow would wait for the others.
-    form = part if strategy.is_distributed() else inference_form.fold(part)
-    return strategy.replicate(model.feature_function(form, BATCH))
+    return strategy.replicate(model.feature_function(inference_form.fold(part), BATCH))
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from backbones import networks
+
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
@@ -40,7 +42,8 @@ def fold(part: keras.Model) -> keras.Model:
         options = {"use_bias": True} if layer.name in followers else {}
         return type(layer).from_config({**layer.get_config(), **options})
 
-    same = keras.models.clone_model(part, clone_function=copy)
+    with tf.variable_creator_scope(networks.never_reduced):
+        same = keras.models.clone_model(part, clone_function=copy)
     for layer in part.layers:
         if layer.get_weights() and not _is_folded_too(layer) and layer.name not in folded:
             norm = followers.get(layer.name)

@@ -85,6 +85,32 @@ def test_hosts_take_their_share_and_the_last_compares(trained, capsys):
     assert [command[0].rsplit("/", 1)[-1] for command in trained] == ["train.py"] * 3 + ["evaluate.py"]
 
 
+def test_a_grid_of_cross_validations_skips_those_that_are_evaluated(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(list(map(str, command[1:])))
+        if "crossval.py" in commands[-1][0]:
+            evaluation = tmp_path / "runs" / commands[-1][1] / "evaluation"
+            evaluation.mkdir(parents=True)
+            (evaluation / "metrics.json").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(grid.subprocess, "run", run)
+    assert grid.main(["a", "--crossval", "model.standardize=true"]) == 0
+    assert [command[1:] for command in commands] == [["a", "model.standardize=true"], ["runs/a"]]
+    commands.clear()
+    assert grid.main(["a", "--crossval", "data.protocol=image,patient"]) == 0
+    assert grid.main(["a", "--crossval", "data.protocol=image,patient"]) == 0
+    assert [Path(command[0]).name for command in commands] == [
+        "crossval.py",
+        "crossval.py",
+        "evaluate.py",
+        "evaluate.py",
+    ]
+    assert commands[1][1:] == ["a-patient", "data.protocol=patient"] and commands[2] == commands[3]
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["a", "--share", "0/2"], "--share: needed is I/N with I from 1 to N, for example 1/2, got 0/2"),
     (["a", "--share", "half"], "got half"),
