@@ -43,7 +43,7 @@ train: $(VENV)/ready
 	$(RUN) train.py --config sample.yaml train.run=$$name && \
 	$(RUN) evaluate.py runs/$$name
 
-# A row is one of an image's five lines in Folds.csv, so that no fold of rows tests an image that is not in training.
+# A row is one of an image's five lines in Folds.csv, so every fold of rows tests images that are also in training.
 real: $(VENV)/ready
 	name=runs/real-$$(date +%Y%m%d-%H%M%S) && runs= && \
 	for protocol in image slide patient fold; do \

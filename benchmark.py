@@ -38,6 +38,7 @@ from benchmarks import engines, table, timing
 from benchmarks.table import EPOCHS, IMAGES, ROWS, VALID_ROWS, VIEWS
 from devices import gpu_check, precision
 from features import extraction
+from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 from training import phases
@@ -50,6 +51,7 @@ import pandas as pd
 import config, model
 from devices import precision
 from features import extraction
+from images import stain_normalization
 settings = config.load_settings(sys.argv[2])
 precision.use_device(settings.train.precision)
 extraction.pooled(model.build(settings), pd.read_csv(sys.argv[3]), settings)
@@ -118,7 +120,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         head_rows: training rows of the head.
     """
     rows = write_images(images)
-    settings = precision.with_precision(settings)
+    settings = stain_normalization.fitted(precision.with_precision(settings), rows)
     name = settings.train.precision
     device = precision.use_device(name)
     fast = model.build(settings)
@@ -133,6 +135,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         "precision": name,
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
+        "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
         "peak_memory_gib": peak_gib,
         "first_feature_seconds": first_feature(rows.head(extraction.BATCH), settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),

@@ -94,7 +94,7 @@ class Augment(Section):
     # Runs and checkpoints from before these settings have no keys for them.
     turns: Switch = Field(False, description="turn each image to one of its 8 exact quarter turns and mirrors")
     stain: Amount = Field(
-        0.0, ge=0, le=0.5, description="share of haematoxylin, eosin and residual, and optical density, 0 to 0.5"
+        0.0, ge=0, le=0.5, description="random change of haematoxylin, eosin and the residual, as a share, 0 to 0.5"
     )
     contrast: Amount = Field(0.0, ge=0, le=0.9, description="share of the contrast, more or less, 0 to 0.9")
     brightness: Amount = Field(0.0, ge=0, le=0.5, description="share of the range from black to white, 0 to 0.5")
@@ -113,7 +113,7 @@ class Model(Section):
     weights: PrintableStr = Field(
         description="imagenet, random, or the path of a .h5 without top or of imported features"
     )
-    standardize: bool = Field(description="scale pooled features by their training mean and deviation; not of cnn")
+    standardize: bool = Field(description="scale pooled features by their training mean and deviation")
     trainable_from: str = Field(
         description="first block of the base to fine-tune (later ones follow), as docs/backbones.md lists them, or none"
     )

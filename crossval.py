@@ -110,6 +110,8 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Pla
         args.overrides.append("data.protocol=fold")
         args.folds, args.repeats = 5, 1
     settings = config.load_settings(args.config, args.overrides)
+    if settings.data.stain_target != "auto":
+        raise InputError("data.stain_target: must be auto in a cross-validation, which fits one on each training part")
     # Whole patients validate under the official folds too.
     unit = "patient" if args.official else settings.data.protocol
     if args.official and args.final:
@@ -144,7 +146,7 @@ def start(folder: Path, settings: config.Settings, plan: nested.Plan) -> CrossVa
 
     Its config.yaml then has the precision that all processes use, where `auto` could find another one in each.
     """
-    settings = precision.with_precision(changed_settings.with_known_precision(folder, settings))
+    settings = precision.with_precision(changed_settings.with_known_values(folder, settings))
     rows = read_rows(settings)
     plan = with_folds_found(plan, rows)
     table, drawn, dropped = read_images(rows, settings, plan)

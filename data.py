@@ -233,7 +233,7 @@ def main(arguments: list[str]) -> int:
     if args.check:
         return split_lists.check(args.check, settings.data, describe, read_table)
     if settings.model.imported:
-        raise InputError("model.base: data.py opens images, so all but file are allowed; train.py writes split.csv")
+        raise InputError("model.base: data.py shows images, so all but file are allowed; train.py writes split.csv")
     table = read_table(settings.data)
     if args.audit:
         return show_audit(table, settings.data, Path(args.out))

@@ -157,13 +157,13 @@ def read_table(path: Path, about: dict, other_split: str | None) -> pd.DataFrame
     """
     protocol = about["settings"].data.protocol
     table = predictions.read_split(path.with_name("split.csv"), protocol, about["split_sha256"])
+    images = source.of(about["settings"])
+    own = images.known_pixels(table)
+    check_features(path, own, about["settings"])
     if other_split:
-        table = predictions.with_test_of(table, predictions.read_split(Path(other_split)))
-    table = source.of(about["settings"]).known_pixels(table)
-    if not other_split:
-        splits.check(table, protocol)
-        check_features(path, table, about["settings"])
-    return table
+        return images.known_pixels(predictions.with_test_of(table, predictions.read_split(Path(other_split))))
+    splits.check(own, protocol)
+    return own
 
 
 def check_features(path: Path, table: pd.DataFrame, settings: config.Settings) -> None:

@@ -44,7 +44,7 @@ import config
 import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
-from features import extraction, feature_files, source
+from features import extraction, feature_files, inference_form, source
 from images import external_images, other_files, stain_normalization, turns
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
@@ -87,19 +87,19 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--views", type=int, choices=decision.VIEWS, help=VIEWS_HELP)
     args = parser.parse(arguments)
-    features = next(filter(feature_files.is_one, map(Path, args.images)), None)
-    paths = [] if features else external_images.find(args.images)
     if args.out and Path(args.out).is_dir():
         raise InputError(f"--out: needed is a file, got the folder {args.out}")
     if args.heatmaps and args.heatmaps.exists() and not args.heatmaps.is_dir():
         raise InputError(f"--heatmaps: needed is a folder, got the file {args.heatmaps}")
     network, about = checkpoint.load(checkpoint.find(Path(args.run)))
-    check_kind(about["settings"].model.imported, bool(features), args)
+    imported = about["settings"].model.imported
+    check_kind(imported, args)
+    paths = [] if imported else external_images.find(args.images)
     about = with_views(about, args.views, args.run)
     if args.heatmaps:
         args.heatmaps.mkdir(parents=True, exist_ok=True)
-    if features:
-        table, skipped = predict_features(network, about, features, args.margin), []
+    if imported:
+        table, skipped = predict_features(network, about, Path(args.images[0]), args.margin), []
     else:
         table = predict(network, about, paths, args.margin, args.heatmaps)
         skipped = external_images.skipped(args.images)
@@ -108,22 +108,23 @@ def main(arguments: list[str]) -> int:
     return int((table.error != "").any())
 
 
-def check_kind(imported: bool, features: bool, args: argparse.Namespace) -> None:
-    """Refuses images for a run on imported features, features for a run on images, and what needs pixels.
+def check_kind(imported: bool, args: argparse.Namespace) -> None:
+    """Refuses images for a run on imported features, a feature file for a run on images, and what needs pixels.
 
     Args:
         imported: whether the run was trained on imported features.
-        features: whether a feature file is to be predicted.
         args: of the command line.
 
     Raises:
         InputError: they do not fit together.
     """
-    if imported != features or (features and len(args.images) > 1):
+    # A folder or a longer list may hold such files next to images.
+    one = len(args.images) == 1 and feature_files.is_one(Path(args.images[0]))
+    if imported != one and (imported or Path(args.images[0]).is_file()):
         needed = "one feature file" if imported else "images"
         trained = "imported features" if imported else "images"
         raise InputError(f"{args.run} was trained on {trained}: needed is {needed}, got {', '.join(args.images)[:200]}")
-    if features and (args.heatmaps or args.views == 8):
+    if imported and (args.heatmaps or args.views == 8):
         option = "--heatmaps" if args.heatmaps else "--views"
         raise InputError(f"{option}: needed are images, which a feature file does not have")
 
@@ -169,7 +170,9 @@ def predict(
     Returns:
         A row per image, in the order of `paths`, with COLUMNS, and where several views are averaged, `views`.
     """
-    base, head = model.feature_function(model.pooled(network), extraction.BATCH), model.head(network)
+    # The form that evaluate.py takes the features from.
+    base = model.feature_function(inference_form.fold(model.pooled(network)), extraction.BATCH)
+    head = model.head(network)
     tables = []
     familiar, views = about.get("familiar"), about.get("views", 1)
     for start, images, errors in _batches(paths, about["settings"].data):

@@ -95,6 +95,8 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data, resumed)
+    if settings.data.stain_target != "auto" and resumed is None:
+        print("note: data.stain_target is given; auto would fit it on the training images of this split alone")
     settings = stain_normalization.fitted(settings, table[table.set == "train"])
     strategy.assert_same(stain=str(settings.data.stain_target))
     rows = phases.Rows(splits.training_rows(table, settings.data), table[table.set == "valid"])

@@ -11,7 +11,8 @@ EPOCHS, ROWS, VALID_ROWS, IMAGES = 12, 43_056, 7_789, 7_909
 # Its images that are in training rows, and those that are in validation rows.
 TRAIN_IMAGES, VALID_IMAGES = 7_907, 5_279
 VIEWS = 4
-BASE_GFLOP = 7.7
+# Floating-point operations of a base at a size of its images.
+GFLOP = {("resnet50", 224): 7.7}
 # Name of a rate -> what the table calls it; {} is the precision of the extraction.
 PASSES = {
     "fit": "plain: Keras fit, float32, from PNG",
@@ -24,6 +25,7 @@ PASSES = {
     "onnx_runtime": "ONNX Runtime, float32",
 }
 WORKLOADS = {"no_augment": "this project, no augmentation", "views_4": f"this project, {VIEWS} views"}
+SHARES = ("predict", "extract")
 ENGINES = ("frozen_graph", "openvino", "onnx_runtime")
 
 
@@ -34,7 +36,7 @@ def summarise(rates: dict[str, Rate], growth: dict[int, float], head: list[float
         rates: of `timing.race`, per second.
         growth: number of images -> seconds with an empty cache.
         head: seconds of the head's trainings, the first as a warm-up.
-        others: figures to add; `precision` among them.
+        others: figures to add; `precision` and `gflop`, of one pass or None, among them.
     """
     medians = {name: rate.median for name, rate in rates.items()}
     most = max(growth)
@@ -49,8 +51,11 @@ def summarise(rates: dict[str, Rate], growth: dict[int, float], head: list[float
         "cold_vs_predict": cold / medians["predict"],
         "workload_no_augment": plain / no_augment,
         "workload_views_4": plain / views_4,
-        "predict_share_of_peak": medians["predict"] * BASE_GFLOP / medians["matmul"],
-        "extract_share_of_peak": medians["extract"] * BASE_GFLOP / medians["matmul"],
+        **{
+            f"{name}_share_of_peak": medians[name] * others["gflop"] / medians["matmul"]
+            for name in SHARES
+            if others["gflop"]
+        },
         **{f"extract_vs_{name}": medians["extract"] / medians[name] for name in ENGINES if name in medians},
     }
     return {
@@ -68,7 +73,9 @@ def describe(figures: dict) -> str:
     """The figures of `summarise` as a table."""
     ratios, workload, growth = figures["ratios"], figures["workload_seconds"], figures["growth_seconds"]
     precision = figures["precision"]
-    shares = {name: f"   {ratios[f'{name}_share_of_peak']:.0%} of matmul's peak" for name in ("predict", "extract")}
+    shares = {
+        name: f"   {ratios[key]:.0%} of matmul's peak" for name in SHARES if (key := f"{name}_share_of_peak") in ratios
+    }
     lines = [
         f"{figures['device']}; {figures['stack']}; {figures['images']} images of 700 x 460",
         f"matmul's peak in {precision}: {figures['per_second']['matmul']:.0f} GFLOP/s",

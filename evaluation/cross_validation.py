@@ -267,7 +267,7 @@ def published_figures(predictions: pd.DataFrame, table: pd.DataFrame, drawn: pd.
 
 
 def shared(table: pd.DataFrame, drawn: pd.DataFrame) -> dict:
-    """What the test parts share with their training parts, as `leaks.measure` says it, over all folds.
+    """What the test parts share with their training parts, as `leaks.measure` gives it, over all folds.
 
     Args:
         table: of `images_of`, with pixels where known.

@@ -238,7 +238,8 @@ def cross_validations(table: pd.DataFrame) -> Figure:
     places = np.arange(len(table))
     colors = ["0.7" if leak else "#009E73" for leak in table.shared_patient > 0]
     axis.bar(places, table.balanced_accuracy, color=colors, width=0.6)
-    ends = [table.balanced_accuracy - table.low, table.high - table.balanced_accuracy]
+    # Rounding can leave the end of a perfect score below it.
+    ends = np.maximum(0, [table.balanced_accuracy - table.low, table.high - table.balanced_accuracy])
     axis.errorbar(places, table.balanced_accuracy, ends, fmt="none", color=plot_style.INK, capsize=5)
     for place, value in zip(places, table.balanced_accuracy):
         axis.annotate(f"{value:.1%}", (place, 0.03), ha="center", fontsize=9)

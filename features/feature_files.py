@@ -242,9 +242,15 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_table(path: Path, file: object) -> tuple[list[str], np.ndarray]:
-    size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
-    if size > MAX_BYTES:
-        raise InputError(f"{path}: must have at most {MAX_BYTES} bytes in memory, got {size}")
+    about = file.metadata
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    # Repeated values take hardly any bytes in the file, and 8 each in memory.
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    size = max(8 * values, sum(group.total_byte_size for group in groups))
+    if about.num_rows > MAX_IMAGES or size > 2 * MAX_BYTES:
+        raise InputError(
+            f"{path}: must have at most {MAX_IMAGES} images, in {2 * MAX_BYTES} bytes, got {about.num_rows}, in {size}"
+        )
     names = file.schema_arrow.names
     lists = sorted(names) == sorted([NAMES, FEATURES])
     if not lists:

@@ -70,6 +70,7 @@ def _followers(part: keras.Model) -> dict[str, str]:
         layer.name: found[0].name
         for layer in part.layers
         if isinstance(layer, CONVOLUTIONS) and id(layer.output) not in outputs
+        if layer.activation is keras.activations.linear
         for found in [readers.get(id(layer.output), [])]
         if len(found) == 1 and isinstance(found[0], keras.layers.BatchNormalization)
     }

@@ -79,7 +79,7 @@ def fit(images: np.ndarray, method: str) -> list[float]:
 
 
 def normalise(image: np.ndarray, data: config.Data) -> np.ndarray:
-    """Normalises an image as `data.stain` says.
+    """Normalises an image by the method of `data.stain`.
 
     Args:
         image: (height, width, 3), RGB from 0 to 255.

@@ -35,7 +35,7 @@ def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys
 def test_the_workload_is_extrapolated_as_documented():
     rates = {"fit": 10.0, "predict": 20.0, "extract": 40.0, "extract_views": 40.0, "matmul": 400.0, "openvino": 50.0}
     rates = {name: Rate(rate, rate - 1, rate + 2) for name, rate in rates.items()}
-    figures = table.summarise(rates, {10: 1.0, 20: 1.0}, [9.0, 5.0, 6.0, 7.0], {"precision": "bfloat16"})
+    figures = table.summarise(rates, {10: 1.0, 20: 1.0}, [9.0, 5.0, 6.0, 7.0], {"precision": "bfloat16", "gflop": 7.7})
     assert figures["workload_seconds"]["plain"] == 12 * (43_056 + 7_789) / 10
     assert figures["workload_seconds"]["no_augment"] == 7_909 / 20 + 6
     views = 7_907 * 4 / 40 + 5_279 / 40 + (7_909 / 20 - 7_909 / 40) + 6

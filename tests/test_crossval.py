@@ -219,7 +219,18 @@ def test_only_auto_takes_the_precision_of_the_folder(tmp_path, given, expected):
     known = crossval.config.load_settings(None, ["train.precision=bfloat16", "train.run=a"])
     (tmp_path / "config.yaml").write_text(known.to_yaml())
     settings = crossval.config.load_settings(None, [f"train.precision={given}"])
-    assert changed_settings.with_known_precision(tmp_path, settings).train.precision == expected
+    assert changed_settings.with_known_values(tmp_path, settings).train.precision == expected
+
+
+def test_the_stain_that_a_run_has_fitted_is_no_changed_setting(tmp_path):
+    target = f"data.stain_target={list(range(1, 7))}"
+    known = crossval.config.load_settings(None, ["data.stain=reinhard", target])
+    (tmp_path / "config.yaml").write_text(known.to_yaml())
+    changed_settings.refuse(tmp_path, crossval.config.load_settings(None, ["data.stain=reinhard"]))
+    with pytest.raises(InputError, match="was started with data.stain=reinhard, got none"):
+        changed_settings.refuse(tmp_path, crossval.config.load_settings())
+    with pytest.raises(InputError, match="data.stain_target: must be auto in a cross-validation"):
+        crossval.main(["a", "data.stain=reinhard", target])
 
 
 def test_a_missing_interval_is_named():

@@ -101,9 +101,16 @@ def test_predict_refuses_what_is_no_file_of_these_features(copy, arguments, mess
     assert not Path("maps").exists()
 
 
-def test_a_run_on_images_refuses_features():
+def test_a_run_on_images_refuses_a_feature_file_and_takes_a_folder_in_which_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_features(Path("a.npz"))
+    Path("images").mkdir()
+    Path("images/a.h5").touch()
+    arguments = {"run": "runs/a", "heatmaps": None, "views": None}
     with pytest.raises(InputError, match="runs/a was trained on images: needed is images, got a.npz"):
-        predict.check_kind(False, True, Namespace(run="runs/a", images=["a.npz"], heatmaps=None, views=None))
+        predict.check_kind(False, Namespace(images=["a.npz"], **arguments))
+    for images in (["images"], ["a.png", "a.csv"]):
+        predict.check_kind(False, Namespace(images=images, **arguments))
 
 
 def test_the_order_of_the_file_changes_no_result(work, tmp_path, monkeypatch):
@@ -125,6 +132,8 @@ def test_other_features_are_refused_when_a_run_goes_on_or_is_evaluated(copy, wor
             train.main(["--resume", "runs/one", "train.epochs=4"])
         with pytest.raises(InputError, match="features are not those that runs/one was trained with"):
             evaluate.main(["runs/one"])
+        with pytest.raises(InputError, match="features are not those that runs/one was trained with"):
+            evaluate.main(["runs/one", "--split", "runs/one/split.csv"])
         write_features(file, names_of()[1:], VALUES[1:])
         with pytest.raises(InputError, match=f"must have features of {names_of()[0]}, got none"):
             evaluate.main(["runs/one"])
@@ -133,7 +142,7 @@ def test_other_features_are_refused_when_a_run_goes_on_or_is_evaluated(copy, wor
 
 
 def test_what_opens_images_says_so_in_a_line(tmp_path):
-    with pytest.raises(InputError, match="model.base: data.py opens images, so all but file are allowed"):
+    with pytest.raises(InputError, match="model.base: data.py shows images, so all but file are allowed"):
         data.main(overrides_for(tmp_path))
 
 

@@ -10,11 +10,9 @@ from nbclient import NotebookClient
 from tiny_tree import tiny_settings
 
 import config
-from devices import keras_stack
 
 ROOT = Path(config.__file__).parent
 NOTEBOOK = ROOT / "notebooks" / "breakhis.ipynb"
-HOSTED = pytest.mark.skipif(not keras_stack.KERAS_3, reason="hosted notebooks have Keras 3")
 
 
 def execute(place, monkeypatch, **environment):
@@ -35,7 +33,6 @@ def test_the_notebook_holds_no_outputs():
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
 
 
-@HOSTED
 def test_the_notebook_runs_on_a_read_only_data_set(own_tree, tmp_path, monkeypatch):
     before = sorted((path, path.stat().st_mtime_ns) for path in own_tree.rglob("*"))
     for path in [own_tree, *own_tree.rglob("*")]:
@@ -53,7 +50,6 @@ def test_the_notebook_runs_on_a_read_only_data_set(own_tree, tmp_path, monkeypat
     assert before == sorted((path, path.stat().st_mtime_ns) for path in own_tree.rglob("*"))
 
 
-@HOSTED
 @pytest.mark.long
 def test_without_data_the_notebook_draws_the_sample(tmp_path, monkeypatch):
     notebook = execute(tmp_path, monkeypatch, DATA="", SETTINGS="train.epochs=2")

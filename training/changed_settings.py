@@ -31,7 +31,7 @@ def refuse(folder: Path, settings: config.Settings) -> None:
 
     Args:
         folder: of a run or a cross-validation; one without a config.yaml has not been started.
-        settings: to go on with; a precision `auto` is any.
+        settings: to go on with; where they have `auto`, any value that was found for it is the same.
 
     Raises:
         InputError: a setting differs.
@@ -39,15 +39,20 @@ def refuse(folder: Path, settings: config.Settings) -> None:
     if not (folder / "config.yaml").is_file():
         return
     before = config.load_settings(folder / "config.yaml", of_run=True)
-    changes = between(before, with_known_precision(folder, settings))
+    changes = between(before, with_known_values(folder, settings))
     for name, values in changes.items():
         more = f" (and {len(changes) - 1} more that differ)" if len(changes) > 1 else ""
         raise InputError(f"{describe(folder, name, values)}{more}; change it back, or give another NAME")
 
 
-def with_known_precision(folder: Path, settings: config.Settings) -> config.Settings:
-    """The settings with `auto` replaced by the precision in the folder's config.yaml, which need not be found again."""
-    if settings.train.precision != "auto" or not (folder / "config.yaml").is_file():
+def with_known_values(folder: Path, settings: config.Settings) -> config.Settings:
+    """The settings with `auto` replaced by what was found for it: the values in the folder's config.yaml."""
+    if not (folder / "config.yaml").is_file():
         return settings
-    known = config.load_settings(folder / "config.yaml", of_run=True).train.precision
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": known})})
+    known = config.load_settings(folder / "config.yaml", of_run=True)
+    data, train = settings.data, settings.train
+    if data.stain_target == "auto" and data.stain == known.data.stain:
+        data = data.model_copy(update={"stain_target": known.data.stain_target})
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": known.train.precision})
+    return settings.model_copy(update={"data": data, "train": train})

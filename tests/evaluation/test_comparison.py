@@ -187,3 +187,5 @@ def test_cross_validations_are_shown_by_balanced_accuracy_with_interval_and_pati
     axis = evaluation_plots.cross_validations(table).axes[0]
     assert [bar.get_height() for bar in axis.patches] == [0.6604, 0.6604]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["patient", "fold"]
+    # The end of a perfect score's interval, after rounding.
+    evaluation_plots.cross_validations(table.assign(balanced_accuracy=1.0, high=1 - 2**-53))

@@ -198,6 +198,14 @@ def test_the_folder_of_an_encoder_names_the_file_of_another_width(tmp_path):
         feature_files.read(tmp_path / "a")
 
 
+def test_a_small_parquet_file_of_endless_rows_is_refused_before_it_is_read(tmp_path):
+    names = pyarrow.array(["a.png"]).take(pyarrow.array(np.zeros(1_000_001, np.int64)))
+    parquet.write_table(pyarrow.table({"filename": names, "0": np.zeros(1_000_001)}), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+    with pytest.raises(InputError, match="must have at most 1000000 images, in .* bytes, got 1000001"):
+        feature_files.read(tmp_path / "a.parquet")
+
+
 def test_parquet_names_the_package_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"")

@@ -26,8 +26,8 @@ def tested(tree, tmp_path_factory):
     """A range test from the command line: its folder, what it printed, and the model's weights before and after."""
     place, seen = tmp_path_factory.mktemp("work"), {}
 
-    def build(*arguments):
-        seen["network"] = whole(*arguments)
+    def build(*arguments, **options):
+        seen["network"] = whole(*arguments, **options)
         return seen["network"]
 
     def sweep(*arguments):
