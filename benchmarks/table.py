@@ -115,8 +115,8 @@ def beside(figures: dict, other: dict) -> str:
         "empty cache, images a second": lambda run: run["per_second"]["cold"],
         "first features, s": lambda run: run["first_feature_seconds"],
     }
-    lines = [f"{'':36}{figures['stack']:>30}{other['stack']:>30}{'ratio':>8}"]
+    lines = [f"{'':36}{figures['stack']:>34}{other['stack']:>34}{'ratio':>8}"]
     lines += [
-        f"{name:36}{of(figures):30.1f}{of(other):30.1f}{of(figures) / of(other):8.2f}" for name, of in rows.items()
+        f"{name:36}{of(figures):34.1f}{of(other):34.1f}{of(figures) / of(other):8.2f}" for name, of in rows.items()
     ]
     return "\n".join(lines)
