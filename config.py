@@ -213,7 +213,8 @@ class Settings(Section):
     def _imported_features_open_no_image(self) -> Settings:
         weights, features, stain = self.model.weights, self.train.features, self.data.stain
         broken = {
-            f"model.weights must be the path of the features, got {weights}": weights in ("imagenet", "random"),
+            f"model.weights must be the path of a file with the features (docs/features.md), got {weights}": weights
+            in ("imagenet", "random"),
             f"augment must be off, got {self.augment}": self.augment.active,
             f"train.features must be cached, got {features}": features != "cached",
             f"data.stain must be none, got {stain}": stain != "none",

@@ -105,7 +105,7 @@ def test_there_are_no_turns_of_an_image(settings, table):
         ("data.folds=tree", "model.base=file opens no image: data.folds must be a Folds.csv, got tree"),
         (
             "model.weights=imagenet",
-            "model.weights must be the path of the features, got imagenet",
+            "model.weights must be the path of a file with the features",
         ),
         ("model.trainable_from=conv5_block1", "model.trainable_from: allowed with base file: none, got 'conv5_block1'"),
     ],
