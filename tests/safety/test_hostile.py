@@ -27,6 +27,7 @@ from tiny_tree import fold_rows
 import config
 import data
 from backbones import networks
+from devices import keras_stack
 from features import feature_files
 from images import audit, decoding, external_images, splits
 from safety import command_line
@@ -144,8 +145,10 @@ def small_base():
 
 def weights_content() -> st.SearchStrategy:
     with tempfile.TemporaryDirectory() as place:
-        small_base().save_weights(f"{place}/a.h5")
-        valid = Path(place, "a.h5").read_bytes()
+        # Keras 3 writes no other name.
+        path = Path(place, "a.weights.h5" if keras_stack.KERAS_3 else "a.h5")
+        small_base().save_weights(path)
+        valid = path.read_bytes()
     pieces = [bytes(8), b"\xff" * 8, b"TREE", b"SNOD", b"HEAP", b"OHDR", b"conv", b"kernel:0", b"\x89HDF"]
     return st.one_of(st.binary(max_size=100), spliced(valid, pieces), overwritten(valid, pieces))
 
