@@ -74,7 +74,7 @@ def fit(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    network, plan = _plan(prepared, _upsampled(prepared, train), held_out)
+    network, plan = _plan(prepared, train, held_out)
     predicted: list[np.ndarray] = []
     for phase, count in zip(plan, epochs):
         if count == 0:
@@ -106,12 +106,13 @@ def _upsampled(prepared: Prepared, train: np.ndarray) -> np.ndarray:
 
 def _plan(prepared: Prepared, train: np.ndarray, held_out: np.ndarray) -> tuple[keras.Model, list[phases.Phase]]:
     """A network with its initial weights, and the phases that train it."""
-    settings, table = prepared.settings, prepared.table
+    settings, table, drawn = prepared.settings, prepared.table, _upsampled(prepared, train)
     if not _head_alone(settings):
+        # On all training images, as in a run; upsampling may leave some out.
         settings = stain_normalization.fitted(settings, table.iloc[train])
         network = model.build(settings)
-        return network, phases.prepare(network, phases.Rows(table.iloc[train], table.iloc[held_out]), settings)
-    head, features = model.head(prepared.network), prepared.trained_on.select(train)
+        return network, phases.prepare(network, phases.Rows(table.iloc[drawn], table.iloc[held_out]), settings)
+    head, features = model.head(prepared.network), prepared.trained_on.select(drawn)
     head.set_weights(prepared.initial)
     if settings.model.standardize:
         model.standardize(prepared.network, *feature_datasets.statistics(features.array, features.places))

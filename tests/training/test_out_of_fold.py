@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from killed_runs import StopError
 from tiny_tree import fold_rows, table_of, tiny_settings
 
 import config
@@ -65,3 +66,19 @@ def test_a_loss_that_is_no_number_is_refused_in_both_ways(prepared, parts):
     for every_epoch in (True, False):
         with pytest.raises(InputError, match="the loss is nan in epoch 1; lower train.maximal_lr and train.initial_lr"):
             out_of_fold.fit(broken, *parts, [2], every_epoch)
+
+
+def test_the_stain_is_fitted_on_all_training_images_whatever_upsampling_draws(prepared, parts, monkeypatch):
+    """As in a run, and as the checkpoint of the final model states it; no held-out image is among them."""
+    data = prepared.settings.data.model_copy(update={"stain": "reinhard", "upsample": "both"})
+    spoiled = prepared._replace(settings=prepared.settings.model_copy(update={"data": data}))
+    fitted = []
+
+    def stop(settings, train):
+        fitted.extend(train.filename)
+        raise StopError
+
+    monkeypatch.setattr(out_of_fold.stain_normalization, "fitted", stop)
+    with pytest.raises(StopError):
+        out_of_fold.fit(spoiled, *parts, [1])
+    assert sorted(fitted) == sorted(prepared.table.filename.iloc[parts[0]])
