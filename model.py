@@ -12,7 +12,7 @@ import tensorflow as tf
 import config
 from backbones import networks
 from backbones.table import BASES
-from devices import keras_stack, precision
+from devices import keras_stack, precision, strategy
 from devices.many_steps import ManySteps
 from safety.errors import InputError
 
@@ -94,7 +94,7 @@ def head(model: keras.Model) -> keras.Model:
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
         x = layer(x)
     # Several devices each take a part of every batch, which only Keras' own training does.
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = strategy.is_distributed()
     return (keras.Model if several else ManySteps)(features, x, name=HEAD)
 
 
@@ -181,7 +181,7 @@ def compile_model(
         rate: the learning rate as a function of the step.
         measured: whether to compute the metrics; else the loss alone.
     """
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = strategy.is_distributed()
     if several:
         # Keras has already summed the metrics over the devices; its default would sum them again for the progress bar.
         model.distribute_reduction_method = "first"
