@@ -17,8 +17,8 @@ from devices.many_steps import ManySteps
 from safety.errors import InputError
 
 HEAD = "head_alone"
-# That the head takes in a call from Python; 32 MiB of ResNet50's features.
-ROWS_AT_ONCE = 4096
+# That the head takes in a call from Python; 16 MiB of ResNet50's features.
+ROWS_AT_ONCE = 2048
 
 
 def build(settings: config.Settings, load_weights: bool = True, width: int | None = None) -> keras.Model:

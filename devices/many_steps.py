@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,10 +48,11 @@ class Batches(NamedTuple):
 
 
 class ManySteps(keras.Model):
-    """A model that takes many steps in one call from Python, and updates its metrics once in a call.
+    """A chain of layers that takes many steps in one call from Python.
 
     It is for models whose step is shorter than its call and its metrics. The steps are those of Keras, one after
-    another. The metrics must be sums over the rows, so that they are equal for one batch and for many.
+    another. What is equal for one batch and for many is done once in a call: the layers before the first one that
+    learns, which must treat each row alone, and the metrics, which must be sums over the rows.
     """
 
     _in_step = False
@@ -64,6 +66,7 @@ class ManySteps(keras.Model):
     def _train_steps(self, inputs: tf.Tensor, labels: tf.Tensor, ends: tf.Tensor) -> dict[str, tf.Tensor]:
         steps, start = tf.size(ends), tf.constant(0, tf.int64)
         outputs = tf.TensorArray(tf.float32, steps, element_shape=(None, 1), infer_shape=False)
+        inputs = self._through(self.layers[1 : self._first_learned()], inputs)
         self._in_step = True
         for step in tf.range(steps):
             rows = slice(start, ends[step])
@@ -71,6 +74,18 @@ class ManySteps(keras.Model):
             start = ends[step]
         self._in_step = False
         return self.compute_metrics(inputs, labels, outputs.concat())
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
+        """The output of all layers; within a step, of those from the first one that learns."""
+        # The layer before all others is that of the input.
+        return self._through(self.layers[self._first_learned() if self._in_step else 1 :], inputs)
+
+    def _first_learned(self) -> int:
+        return next(number for number, layer in enumerate(self.layers) if layer.trainable_weights)
+
+    @staticmethod
+    def _through(layers: list[keras.layers.Layer], inputs: tf.Tensor) -> tf.Tensor:
+        return functools.reduce(lambda x, layer: layer(x), layers, inputs)
 
     def compute_metrics(
         self, x: tf.Tensor, y: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None

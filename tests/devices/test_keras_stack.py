@@ -146,7 +146,7 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
 
 
 def test_a_call_takes_the_rows_that_fit_into_memory(tree):
-    for size, steps in ((1, 4096), (64, 64), (100_000, 1)):
+    for size, steps in ((1, 2048), (64, 32), (100_000, 1)):
         settings = config.load_settings(None, tiny_settings(tree, f"train.batch_size={size}"))
         head = fresh_head(settings)
         model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))

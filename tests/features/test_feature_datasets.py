@@ -1,4 +1,6 @@
 import numpy as np
+import pytest
+import tensorflow as tf
 from tiny_tree import tiny_settings
 
 import config
@@ -19,6 +21,16 @@ def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
         order += list(places // 3) if number < 3 else []
     assert (seen.sum(axis=1) == 30).all() and (seen > 0).all()
     assert sorted(order) == list(range(20)) and order != list(range(20))
+
+
+def test_what_is_read_are_the_features_at_their_places_and_no_others():
+    array = np.random.default_rng(0).normal(size=(7, 2, 3, 5)).astype(np.float32)
+    for places in ([6, 0, 0, 3], [], [2]):
+        read = feature_datasets.read(array, tf.constant(places, tf.int64)).numpy()
+        assert read.shape == (len(places), 2, 3, 5) and (read == array[np.array(places, int)]).all()
+    for outside in (7, -1):
+        with pytest.raises(IndexError, match="from 0 to 6"):
+            feature_datasets.read(array, tf.constant([0, outside], tf.int64))
 
 
 def test_validation_takes_every_row_once_in_order(tree):
