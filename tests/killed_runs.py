@@ -18,7 +18,7 @@ MODES = {
     "cached": ["train.features=cached", "augment.flip=true"],
     "end_to_end": ["train.features=end_to_end", "augment.flip=true"],
     "from_scratch": ["augment.flip=true", "model.base=cnn"],
-    "fine_tuned": ["model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
+    "fine_tuned": ["model.base=resnet50", "model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
 }
 # A run of four epochs that take no time.
 HALF = [*MODES["from_scratch"], "train.epochs=4"]

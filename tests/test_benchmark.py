@@ -18,7 +18,8 @@ ROOT = Path(config.__file__).parent
 
 @pytest.mark.bfloat16
 def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys):
-    options = ["--images", "64", "--rounds", "1", "--rows", "128", "--json", "speed.json", "data.image_size=32"]
+    options = ["--images", "64", "--rounds", "1", "--rows", "128", "--json", "speed.json", "data.image_size=32",
+               "model.base=vgg16"]  # fmt: skip
     command = [sys.executable, ROOT / "benchmark.py", *options]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

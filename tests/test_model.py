@@ -17,13 +17,22 @@ def statistics(features):
     return features.mean(axis=0), features.var(axis=0)
 
 
+def resnet50(tree, *overrides):
+    return tiny_settings(tree, "model.base=resnet50", *overrides)
+
+
+@pytest.fixture
+def settings(tree):
+    return config.load_settings(None, resnet50(tree))
+
+
 @pytest.fixture
 def network(settings):
     return model.build(settings)
 
 
 def test_the_head_has_2049_weights_and_nothing_else_is_trained(tree):
-    network = model.build(config.load_settings(None, tiny_settings(tree, "model.standardize=false")))
+    network = model.build(config.load_settings(None, resnet50(tree, "model.standardize=false")))
     # 2048 pooled features and a bias.
     assert sum(int(tf.size(weight)) for weight in network.trainable_weights) == 2048 + 1
     assert network.count_params() == 23_587_712 + 2049
@@ -87,7 +96,7 @@ def test_base_weights_come_from_a_file_that_keras_wrote(tree, tmp_path):
     keras.utils.set_random_seed(5)
     base = keras.applications.ResNet50(include_top=False, weights=None)
     base.save(tmp_path / "mine.h5")
-    settings = config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5"))
+    settings = config.load_settings(None, resnet50(tree, f"model.weights={tmp_path}/mine.h5"))
     network = model.build(settings)
     for ours, theirs in zip(network.get_layer("resnet50").get_weights(), base.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
@@ -96,7 +105,7 @@ def test_base_weights_come_from_a_file_that_keras_wrote(tree, tmp_path):
 
 def test_an_untrained_base_is_the_same_for_every_seed_and_the_head_is_not(tree):
     first, second = (
-        model.build(config.load_settings(None, tiny_settings(tree, f"data.seed={seed}"))) for seed in (0, 1)
+        model.build(config.load_settings(None, resnet50(tree, f"data.seed={seed}"))) for seed in (0, 1)
     )
     assert model.weights_hash(first.get_layer("resnet50")) == model.weights_hash(second.get_layer("resnet50"))
     assert not (first.get_layer("head").get_weights()[0] == second.get_layer("head").get_weights()[0]).all()
@@ -113,14 +122,14 @@ def test_code_in_a_weights_file_is_not_looked_at(tree, tmp_path):
     base.save(tmp_path / "mine.h5")
     with h5py.File(tmp_path / "mine.h5", "a") as file:
         file.attrs["model_config"] = '{"class_name": "Lambda", "config": {"function": "no code"}}'
-    network = model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5")))
+    network = model.build(config.load_settings(None, resnet50(tree, f"model.weights={tmp_path}/mine.h5")))
     assert model.weights_hash(network.get_layer("resnet50")) == model.weights_hash(base)
 
 
 def test_weights_of_another_format_are_refused(tree, tmp_path):
     (tmp_path / "mine.keras").write_text("")
     with pytest.raises(InputError, match="the path of a .h5, got .*mine.keras"):
-        model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.keras")))
+        model.build(config.load_settings(None, resnet50(tree, f"model.weights={tmp_path}/mine.keras")))
 
 
 def with_top(path):
@@ -139,7 +148,7 @@ def test_wrong_weights_are_refused(tree, tmp_path, write, words):
     if write:
         write(tmp_path / "mine.h5")
     with pytest.raises(InputError, match=words):
-        model.build(config.load_settings(None, tiny_settings(tree, f"model.weights={tmp_path}/mine.h5")))
+        model.build(config.load_settings(None, resnet50(tree, f"model.weights={tmp_path}/mine.h5")))
 
 
 def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkeypatch):
@@ -150,7 +159,7 @@ def test_imagenet_weights_are_fetched_by_keras_and_loaded(tree, tmp_path, monkey
     monkeypatch.setattr(
         keras.utils, "get_file", lambda *args, **kwargs: asked.append((args, kwargs)) or tmp_path / "fetched.h5"
     )
-    network = model.build(config.load_settings(None, tiny_settings(tree, "model.weights=imagenet")))
+    network = model.build(config.load_settings(None, resnet50(tree, "model.weights=imagenet")))
     (name, url), options = asked[0]
     assert url.endswith(name) and options == {"cache_subdir": "models", "file_hash": "4d473c1dd8becc155b73f8504c6f6626"}
     np.testing.assert_array_equal(network.get_layer("resnet50").get_weights()[0], base.get_weights()[0])
@@ -165,14 +174,14 @@ def test_offline_the_three_ways_out_are_named(tree, monkeypatch):
         InputError,
         match=r"Name or service not known\).*network; put resnet50_weights.*notop.h5 into ~/\.keras/models.*model\.weights=FILE\.h5 or model\.weights=random",
     ):
-        model.build(config.load_settings(None, tiny_settings(tree, "model.weights=imagenet")))
+        model.build(config.load_settings(None, resnet50(tree, "model.weights=imagenet")))
 
 
 @pytest.mark.bfloat16
 def test_reduced_precision_keeps_features_and_output_in_float32(tree, pixels):
-    exact = model.pooled(model.build(config.load_settings(None, tiny_settings(tree))))(pixels).numpy()
+    exact = model.pooled(model.build(config.load_settings(None, resnet50(tree))))(pixels).numpy()
     assert precision.use_device("bfloat16").endswith("bfloat16")
-    network = model.build(config.load_settings(None, tiny_settings(tree)))
+    network = model.build(config.load_settings(None, resnet50(tree)))
     features = model.pooled(network)(pixels)
     assert features.dtype == network(pixels).dtype == tf.float32
     assert np.abs(features - exact).max() < 0.02 * np.abs(exact).max()

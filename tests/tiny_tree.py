@@ -61,9 +61,9 @@ def write_tree(root: Path, rows: pd.DataFrame, size: tuple[int, int] = (48, 32))
 
 
 def tiny_settings(root: Path, *overrides: str) -> list[str]:
-    """Overrides with which a run on a tiny data set takes seconds."""
+    """Overrides with which a run on a tiny data set takes seconds; VGG16 has a tenth of ResNet50's layers to build."""
     return [
         f"data.root={root}", f"data.folds={root / 'Folds.csv'}", "data.protocol=image", "data.test_per_class=10",
-        "data.image_size=32", "model.weights=random", "model.standardize=true", "train.epochs=2",
-        "train.batch_size=16", "train.precision=float32", "train.run=tiny", *overrides,
+        "data.image_size=32", "model.base=vgg16", "model.weights=random", "model.standardize=true",
+        "train.epochs=2", "train.batch_size=16", "train.precision=float32", "train.run=tiny", *overrides,
     ]  # fmt: skip

@@ -102,7 +102,7 @@ def cached(place):
     """All features under a folder's cache, by name."""
     cached = {}
     for folder in (place / "cache").glob("features-*"):
-        features = store.Store(folder, (2048,), np.float32)
+        features = store.Store(folder, (512,), np.float32)
         features.missing([])
         cached |= {(folder.name, name): features.memmap()[row] for name, row in features.places.items()}
     return cached

@@ -62,7 +62,7 @@ def test_any_number_of_images_goes_through_in_batches(monkeypatch):
 @pytest.fixture(scope="module")
 def network(tree):
     keras.mixed_precision.set_global_policy("float32")
-    return model.build(config.load_settings(None, tiny_settings(tree, "data.image_size=224")))
+    return model.build(config.load_settings(None, tiny_settings(tree, "model.base=resnet50", "data.image_size=224")))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_benign_and_malignant_light_up_elsewhere(other_head, patched):
 @pytest.mark.bfloat16
 def test_mixed_precision_gives_nearly_the_same_map(tree, trained, trained_map, patched):
     precision.use_device("bfloat16")
-    mixed = model.build(config.load_settings(None, tiny_settings(tree, "data.image_size=224")))
+    mixed = model.build(config.load_settings(None, tiny_settings(tree, "model.base=resnet50", "data.image_size=224")))
     mixed.set_weights(trained.get_weights())
     mixed_map = gradcam.heatmaps(mixed, patched[1:], BOTH[:1])[0]
     assert mixed.get_layer("pooling").input.dtype == "bfloat16" and mixed_map.dtype == np.float32

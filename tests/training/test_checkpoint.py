@@ -106,7 +106,7 @@ def saying(saved, target, **more):
 
 
 DECISION = {"rule": "0.5", "threshold": 0.5, "temperature": 1.0}
-FAMILIAR = {"mean": [0.0] * 2048, "deviation": [1.0] * 2048, "limit": 2.0}
+FAMILIAR = {"mean": [0.0] * 512, "deviation": [1.0] * 512, "limit": 2.0}
 
 
 def test_what_evaluation_adds_is_read_back(saved, tmp_path):
@@ -137,12 +137,12 @@ def test_a_checkpoint_of_an_earlier_version_has_the_settings_of_then(saved, tmp_
     ({"decision": {**DECISION, "temperature": 1e300}}, "decision.temperature: input should be less than or equal to 10"),
     ({"decision": {**DECISION, "rule": "__import__('os')"}}, "decision.rule"),
     ({"familiar": {**FAMILIAR, "mean": "0"}}, "familiar.mean"),
-    ({"familiar": {**FAMILIAR, "mean": [0.0] * 3}}, "familiar.mean has 3 numbers, needed are 2048"),
-    ({"familiar": {**FAMILIAR, "deviation": [0.0] * 2048}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
-    ({"familiar": {**FAMILIAR, "deviation": [1e-300] * 2048}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
-    ({"familiar": {**FAMILIAR, "deviation": [1.0] * 2047}}, "familiar.deviation has 2047 numbers, needed are 2048"),
-    ({"familiar": {**FAMILIAR, "mean": [1e300] * 2048}}, "familiar.mean.0: input should be less than or equal to 34028"),
-    ({"familiar": {**FAMILIAR, "mean": [float("nan")] * 2048}}, "familiar.mean.0: input should be a finite number"),
+    ({"familiar": {**FAMILIAR, "mean": [0.0] * 3}}, "familiar.mean has 3 numbers, needed are 512"),
+    ({"familiar": {**FAMILIAR, "deviation": [0.0] * 512}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
+    ({"familiar": {**FAMILIAR, "deviation": [1e-300] * 512}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
+    ({"familiar": {**FAMILIAR, "deviation": [1.0] * 511}}, "familiar.deviation has 2047 numbers, needed are 512"),
+    ({"familiar": {**FAMILIAR, "mean": [1e300] * 512}}, "familiar.mean.0: input should be less than or equal to 34028"),
+    ({"familiar": {**FAMILIAR, "mean": [float("nan")] * 512}}, "familiar.mean.0: input should be a finite number"),
     ({"familiar": {**FAMILIAR, "limit": 1e300}}, "familiar.limit: input should be less than or equal to 34028"),
     ({"familiar": {**FAMILIAR, "limit": float("inf")}}, "familiar.limit"),
     ({"split_sha256": 5}, "split_sha256"),

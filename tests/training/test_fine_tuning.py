@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("float32")
 
 BLOCK = "conv5_block3"
 TUNED = [
+    "model.base=resnet50",
     "train.epochs=1",
     f"model.trainable_from={BLOCK}",
     "train.fine_tune_epochs=2",
@@ -54,7 +55,7 @@ def undisturbed(tree, work):
 
 @pytest.fixture(scope="module")
 def network(tree):
-    return model.build(config.load_settings(None, tiny_settings(tree)))
+    return model.build(config.load_settings(None, tiny_settings(tree, "model.base=resnet50")))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_batchnorm_stands_still_in_both_parts_in_training(network, pixels):
 
 
 def test_only_the_blocks_convolutions_and_the_head_are_trained(tree):
-    network = model.build(config.load_settings(None, tiny_settings(tree)))
+    network = model.build(config.load_settings(None, tiny_settings(tree, "model.base=resnet50")))
     fine_tuning.unfreeze(network, "conv5_block2")
     convolutions = [f"conv5_block{block}_{number}_conv" for block in (2, 3) for number in (1, 2, 3)]
     expected = [f"{name}/{kind}" for name in [*convolutions, "head"] for kind in ("kernel", "bias")]

@@ -20,7 +20,7 @@ def prepared(tree):
     """Of a head on features that say little about the label."""
     settings = config.load_settings(None, tiny_settings(tree, "train.epochs=3", "train.maximal_lr=0.01"))
     table = table_of(fold_rows(images=1)).drop_duplicates("filename").reset_index(drop=True)
-    array = np.random.RandomState(0).normal(table.label_int.to_numpy()[:, None] / 4, 1, (len(table), 2048))
+    array = np.random.RandomState(0).normal(table.label_int.to_numpy()[:, None] / 4, 1, (len(table), 512))
     features = Features(array.astype(np.float32), np.arange(len(table))[:, None], table.label_int.to_numpy())
     network = model.build(settings)
     return out_of_fold.Prepared(settings, table, network, model.head(network).get_weights(), features, features)
