@@ -5,7 +5,6 @@ from __future__ import annotations
 import safety.startup  # noqa: F401  before any other import
 
 import argparse
-import difflib
 import io
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +14,7 @@ from ruamel.yaml import YAML
 
 from backbones.table import BASES
 from safety import limits
-from safety.errors import InputError
+from safety.errors import InputError, nearest
 from safety.schema import (
     Amount,
     AutoOrCount,
@@ -29,13 +28,14 @@ from safety.schema import (
     RunName,
     Section,
     Switch,
+    explain,
 )
 
 DEFAULTS = Path(__file__).with_name("config.yaml")
 # The way out that messages about missing data give.
 GET_DATA = (
     "get BreakHis as README.md describes and set data.root and data.folds, or run `make train`, which draws a sample "
-    "that --config sample.yaml reads"
+    "that --config sample.yaml reads, or `make real`, which needs no data set"
 )
 
 
@@ -204,7 +204,9 @@ class Settings(Section):
         base = BASES.get(name)
         blocks = ["none", *(base.blocks if base else ())]
         if block not in blocks:
-            raise ValueError(f"model.trainable_from: allowed with base {name}: {', '.join(blocks)}, got {block!r}")
+            alike = f"; the nearest is {nearest(block, blocks)}" * bool(nearest(block, blocks))
+            allowed = f"allowed with base {name}: {', '.join(blocks)}"
+            raise ValueError(f"model.trainable_from: {allowed}, got {block!r}{alike}")
         if base and size < base.smallest:
             raise ValueError(f"data.image_size: must be at least {base.smallest} with base {name}, got {size}")
         return self
@@ -290,7 +292,8 @@ def validate(schema: type[Schema], values: Any) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(item) for item in error.errors()[:3])) from None
+        names = [*setting_names(), *Settings.model_fields]
+        raise InputError("; ".join(explain(item, names) for item in error.errors()[:3])) from None
 
 
 def _read_yaml(path: Path) -> dict:
@@ -312,19 +315,6 @@ def _parse_override(text: str) -> dict:
     field = _fields().get(section, {}).get(key)
     # For a text setting 2026 must stay a text; the shell strips the quotes that would tell YAML so.
     return {section: {key: value if field and field.annotation is str else limits.parse_yaml(value, name)}}
-
-
-def _explain(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, [*setting_names(), *Settings.model_fields], n=1, cutoff=0)
-        return f"{name}: no such setting; the nearest is {nearest[0]}"
-    if item["type"] == "missing":
-        return f"{name}: is missing, and there is no default"
-    message = item["msg"].removeprefix("Value error, ")
-    got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
-    # A check of several sections names the key by itself.
-    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 def setting_names() -> list[str]:

@@ -218,15 +218,16 @@ def sample_images(table: pd.DataFrame, folder: Path) -> dict:
 def main(arguments: list[str]) -> int:
     """Prints and draws the table and its split, or audits the images; returns 1 if the audit finds errors."""
     parser = command_line.CommandLine(__doc__)
-    parser.add_argument("--split", metavar="FILE", help="write the split as CSV and do nothing else; opens no image")
-    parser.add_argument("--audit", action="store_true", help="open every image and report what is wrong or unusual")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--split", metavar="FILE", help="write the split as CSV and do nothing else; opens no image")
+    modes.add_argument("--audit", action="store_true", help="open every image and report what is wrong or unusual")
+    modes.add_argument(
+        "--augmented", action="store_true", help="only draw training images before and after data.stain and augment"
+    )
+    modes.add_argument("--check", metavar="FILE", help="only check a split list: CSV, TSV, JSON or a folder of them")
     parser.add_argument(
         "--out", metavar="FOLDER", default="overview", help="folder for the figures and the report (default overview)"
     )
-    parser.add_argument(
-        "--augmented", action="store_true", help="only draw training images before and after data.stain and augment"
-    )
-    parser.add_argument("--check", metavar="FILE", help="only check a split list: CSV, TSV, JSON or a folder of them")
     config.add_settings(parser)
     args = parser.parse(arguments)
     settings = config.load_settings(args.config, args.overrides)

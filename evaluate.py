@@ -91,7 +91,7 @@ def find(run: Path) -> Path:
     Raises:
         InputError: there is no checkpoint, or no split next to it.
     """
-    path = checkpoint.find(run)
+    path = checkpoint.find(run, cross_validation_files.FOLDS)
     split = path.with_name("split.csv")
     if not split.is_file():
         raise InputError(

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ class CommandLine(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> None:
+        # argparse names the option alone and not what it takes.
+        if option := re.fullmatch(r"argument (--\S+): expected one argument", message):
+            needed = re.search(rf"{option[1]} ([^]\s]+)", self.format_usage())
+            message = f"needed is {needed[0]}, got no {needed[1]}"
         raise InputError(f"{message}; see --help")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -36,6 +37,21 @@ class DataError(InputError):
     def lines(self) -> list[str]:
         """The lines to print: the count, then the findings."""
         return str(self).splitlines()
+
+
+def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """The allowed name that is most like `name`; empty where none is.
+
+    Args:
+        name: that the user gave.
+        allowed: names.
+        cutoff: how alike they must be, 0 to 1; with 0 the best of them is taken, however bad.
+
+    >>> nearest("Pacient", ["slide", "patient"]), nearest("sheep", ["slide", "patient"])
+    ('patient', '')
+    """
+    by_lower = {each.lower(): each for each in allowed}
+    return "".join(by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, 1, cutoff))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The types of settings and of what files record: strict sections, printable texts, amounts, ranges, choices."""
+"""The types of settings and of what files record: strict sections, texts, amounts, ranges, choices; their errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from safety.errors import nearest
+
+
+def explain(item: Any, names: list[str]) -> str:
+    """An error of pydantic in words: the key, what is allowed and what was got.
+
+    Args:
+        item: of `ValidationError.errors()`.
+        names: of all settings, for a key that there is not.
+    """
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}"
+    if item["type"] == "missing":
+        return f"{name}: is missing, and there is no default"
+    message = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "true or false")
+    got = "" if "got" in message else f", got {str(item['input'])[:60]!r}"
+    if item["type"] == "literal_error":
+        choice = nearest(str(item["input"])[:60], re.findall("'(.*?)'", message))
+        got += f"; the nearest is {choice}" * bool(choice)
+    # A check of several sections names the key by itself.
+    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 class Section(BaseModel):

@@ -79,6 +79,12 @@ def test_amounts_may_be_off(text, value):
 @pytest.mark.parametrize("override, words", [
     ("train.epoch=3", "nearest is train.epochs"),
     ("trian.epochs=3", "nearest is train"),
+    ("train.precision=bf16", "'bfloat16' or 'float16', got 'bf16'; the nearest is bfloat16"),
+    ("data.protocol=pacient", "got 'pacient'; the nearest is patient"),
+    ("data.stain=Macenco", "got 'Macenco'; the nearest is macenko"),
+    ("model.trainable_from=conv5_bloc1", "got 'conv5_bloc1'; the nearest is conv5_block1"),
+    ("augment.turns=maybe", "augment.turns: input should be true or false, got 'maybe'"),
+    ("tune.standardize=[maybe]", "tune.standardize.0: input should be true or false, got 'maybe'"),
     ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, got '0'"),
     ("train.epochs=true", "train.epochs: input should be a valid integer"),
     ("train.epochs=many", "got 'many'"),
@@ -110,6 +116,11 @@ def test_amounts_may_be_off(text, value):
 def test_wrong_overrides_are_refused_by_name(override, words):
     with pytest.raises(InputError, match=re.escape(words)):
         config.load_settings(None, [override])
+
+
+def test_no_choice_is_called_the_nearest_where_none_is_alike():
+    with pytest.raises(InputError, match="got 'sheep'$"):
+        config.load_settings(None, ["data.protocol=sheep"])
 
 
 @pytest.mark.parametrize("text, words", [

@@ -185,7 +185,7 @@ def test_names_with_line_ends_or_endless_numbers_are_refused(tmp_path):
 
 
 def test_the_message_about_a_missing_table_names_a_way_out(tmp_path):
-    with pytest.raises(InputError, match=r"make train.* --config sample.yaml"):
+    with pytest.raises(InputError, match=r"make train.* --config sample.yaml.*make real"):
         data.read_folds(tmp_path / "Folds.csv")
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zipfile
 from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -156,3 +157,14 @@ def test_the_search_runs_on_the_features(tmp_path, monkeypatch):
 def test_the_checkpoint_holds_the_width(copy):
     network, about = checkpoint.load(Path("runs/one"))
     assert about["width"] == 6 and network.input_shape == (None, 6)
+
+
+def test_a_checkpoint_without_the_width_is_refused_by_its_name(copy):
+    """A damaged one, since every version that imports features writes it."""
+    path, whole = copy / "runs/one/best_model.keras", copy / "whole.keras"
+    shutil.move(path, whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b'"width"', b'"wide"'))
+    with pytest.raises(InputError, match="runs/one/best_model.keras: damaged, .*: width: is missing"):
+        checkpoint.load(path)

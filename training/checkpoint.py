@@ -20,7 +20,7 @@ from devices import precision
 from features import feature_files
 from images import splits
 from safety import atomic_files, hdf5_files
-from safety.errors import InputError
+from safety.errors import InputError, nearest
 from training.decision import Decision
 
 # The member of the archive that holds the metadata.
@@ -127,12 +127,35 @@ def amend(path: Path, **more: object) -> None:
             new.writestr(name, content)
 
 
-def find(run: Path) -> Path:
-    """The checkpoint of a run's folder, or `run` itself if it is a file; raises InputError where there is none."""
+def find(run: Path, *others: str) -> Path:
+    """The checkpoint of a run's folder, or `run` itself if it is a file.
+
+    Args:
+        run: the folder, or the checkpoint in it.
+        others: files of folders under runs/ that the user may have meant too.
+
+    Raises:
+        InputError: there is none.
+    """
     path = run / "best_model.keras" if run.is_dir() else run
     if not path.is_file():
-        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one")
+        alike = nearest_run(run, "best_model.keras", *others)
+        raise InputError(f"no checkpoint {str(path)!r}; needed is a run's folder or the best_model.keras in one{alike}")
     return path
+
+
+def nearest_run(run: Path, *files: str) -> str:
+    """The end of a message about a run that is missing: the one in runs/ with the nearest name; empty if it is there.
+
+    Args:
+        run: that the user gave: its folder, or a file in it.
+        files: of which a folder must hold one.
+    """
+    folder = run.parent if run.suffix == ".keras" else run
+    names = [path.parent.name for file in files for path in Path("runs").glob(f"*/{file}")]
+    if folder.exists():
+        return ""
+    return f"; the nearest run is runs/{nearest(folder.name, names, cutoff=0)}" if names else "; runs/ has none"
 
 
 def load(path: Path) -> tuple[keras.Model, dict]:
@@ -180,6 +203,8 @@ def _read_metadata(path: Path) -> dict:
     checked = config.validate(Metadata, values)
     if checked.settings.data.stain != "none" and checked.settings.data.stain_target == "auto":
         raise ValueError("data.stain_target must be the numbers that training fitted, got auto")
+    if checked.settings.model.imported and checked.width is None:
+        raise ValueError("width: is missing, the number of imported features of an image")
     return {**values, **checked.model_dump(exclude_unset=True), "settings": checked.settings}
 
 

@@ -158,7 +158,8 @@ def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Set
         raise InputError(f"--resume takes the settings from {run}/config.yaml and from no other file, got {file}")
     for name in ("config.yaml", "split.csv", "environment.json"):
         if not (run / name).is_file():
-            raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME")
+            alike = checkpoint.nearest_run(run, "split.csv")
+            raise InputError(f"--resume: {run} is no folder of a run: it has no {name}; needed is runs/NAME{alike}")
     settings = config.load_settings(run / "config.yaml", overrides, of_run=True)
     changes = _changes(run, settings)
     for name, values in changes.items():

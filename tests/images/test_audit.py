@@ -171,7 +171,7 @@ def test_the_data_version_depends_on_the_pixels_and_not_on_the_folder(table, own
 
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_the_message_about_a_root_without_images_names_a_way_out(tmp_path, place):
-    with pytest.raises(InputError, match="data.root: .*make train"):
+    with pytest.raises(InputError, match="data.root: .*make train.*make real"):
         audit.image_folder(tmp_path / place)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import config
+import data
 from features.store import Store
 from images import plot_style
 from safety import atomic_files, command_line, errors
@@ -44,6 +45,18 @@ def test_a_full_disk_is_one_line_with_the_path_and_the_free_space(full_disk, cap
 
 def test_a_device_that_is_full_is_named(capsys):
     assert re.fullmatch(FULL.format("/dev/full"), message(capsys, lambda: atomic_files.write_out("/dev/full", "text")))
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--audit", "--augmented"], "argument --augmented: not allowed with argument --audit; see --help"),
+    (["--split", "a.csv", "--audit"], "argument --audit: not allowed with argument --split; see --help"),
+    (["--check", "a.csv", "--split", "b.csv"], "argument --split: not allowed with argument --check; see --help"),
+    (["--check"], "needed is --check FILE, got no FILE; see --help"),
+    (["--split", "--out", "a"], "needed is --split FILE, got no FILE; see --help"),
+])  # fmt: skip
+def test_one_mode_of_data_py_at_a_time_with_its_file(arguments, words):
+    with pytest.raises(errors.InputError, match=f"^{words}$"):
+        data.main(arguments)
 
 
 @pytest.mark.parametrize("flush", [True, False])

@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -12,6 +13,7 @@ from tiny_tree import tiny_settings
 
 import config
 import model
+from safety import atomic_files
 from safety.errors import InputError
 from training import callbacks, checkpoint
 
@@ -90,6 +92,24 @@ def test_a_checkpoint_that_is_missing_damaged_or_not_ours_is_refused(saved, tmp_
     spoil(saved[0], target)
     with pytest.raises(InputError, match=words):
         checkpoint.load(target)
+
+
+@pytest.mark.parametrize("name", ["runs/onest", "onest", "runs/onest/best_model.keras"])
+def test_a_missing_run_is_refused_with_the_nearest_one(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"no checkpoint '{name}'.*; runs/ has none$"):
+        checkpoint.find(Path(name))
+    for file in ("honesty/best_model.keras", "thesis/best_model.keras", "nest/folds.csv"):
+        atomic_files.write_text(Path("runs", file), "")
+    with pytest.raises(InputError, match=f"no checkpoint '{name}'.*; the nearest run is runs/honesty$"):
+        checkpoint.find(Path(name))
+    with pytest.raises(InputError, match="; the nearest run is runs/nest$"):
+        checkpoint.find(Path(name), "folds.csv")
+
+
+def test_a_run_without_a_checkpoint_is_not_taken_for_a_misspelt_one(tmp_path):
+    with pytest.raises(InputError, match="or the best_model.keras in one$"):
+        checkpoint.find(tmp_path)
 
 
 def test_weights_of_another_shape_in_a_checkpoint_are_refused(saved, tmp_path):

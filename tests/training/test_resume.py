@@ -100,6 +100,11 @@ def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, word
         train.main(["--resume", "runs/half", *arguments])
 
 
+def test_a_missing_run_is_refused_with_the_nearest_one(stopped):
+    with pytest.raises(InputError, match="--resume: runs/hafl is no folder of a run.*; the nearest run is runs/half$"):
+        train.main(["--resume", "runs/hafl"])
+
+
 def test_two_processes_never_train_in_one_folder(stopped, work):
     with (
         lock.exclusive(work / "runs/half"),
