@@ -70,17 +70,16 @@ class Data(Section):
     stain_target: AutoOrNumbers = Field(
         "auto", description="stain to normalise to: auto (fitted on training images, then kept) or what a run has kept"
     )
+    test_views: Literal[1, 8] = Field(1, description="exact turns of an image that an evaluation averages, 1 or 8")
     seed: int = Field(ge=0, lt=2**32, description="random seed of split, head, shuffling and augmentation, 0 or more")
 
     @model_validator(mode="after")
     def _stain_target_is_that_of_stain(self) -> Data:
-        if self.stain_target == "auto":
-            return self
         count, positive = {"macenko": (8, 2), "reinhard": (6, 3), "none": (0, 0)}[self.stain]
-        if not count or len(self.stain_target) != count or min(self.stain_target[-positive:]) <= 0:
+        if (given := self.stain_target) != "auto" and (not count or len(given) != count or min(given[-positive:]) <= 0):
             raise ValueError(
                 "stain_target must be auto, 8 numbers with macenko, the last 2 above 0, or 6 numbers with reinhard, "
-                f"the last 3 above 0; got {self.stain_target} with {self.stain}"
+                f"the last 3 above 0; got {given} with {self.stain}"
             )
         return self
 
@@ -213,13 +212,14 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _imported_features_open_no_image(self) -> Settings:
-        weights, features, stain = self.model.weights, self.train.features, self.data.stain
+        weights, features, stain, views = self.model.weights, self.train.features, self.data.stain, self.data.test_views
         broken = {
             f"model.weights must be the path of a file with the features (docs/features.md), got {weights}": weights
             in ("imagenet", "random"),
             f"augment must be off, got {self.augment}": self.augment.active,
             f"train.features must be cached, got {features}": features != "cached",
             f"data.stain must be none, got {stain}": stain != "none",
+            f"data.test_views must be 1, got {views}": views != 1,
             "data.folds must be a Folds.csv, got tree": self.data.folds == "tree",
         }
         for rule in filter(broken.get, broken if self.model.imported else ()):

@@ -112,7 +112,8 @@ def evaluate(
         path: the checkpoint of a run.
         rule: for the threshold, as in `calibration.choose_threshold`; None for the rule in the checkpoint, else 0.5.
         other_split: a split.csv whose test images replace those of the run.
-        views: as for `predictions.predict`, for validation and test alike; None for that in the checkpoint, else 1.
+        views: as for `predictions.predict`, for validation and test alike; None for that in the checkpoint, else
+            `data.test_views`.
 
     Returns:
         What was written.
@@ -125,7 +126,7 @@ def evaluate(
     table = read_table(path, about, other_split)
     images = source.of(settings)
     rows = images.with_pixels(table[table.set.isin(["valid", "test"])])
-    earlier = {"rule": "0.5", "views": 1, **about.get("decision", {})}
+    earlier = {"rule": "0.5", "views": settings.data.test_views, **about.get("decision", {})}
     views = views or earlier["views"]
     valid, test = (predictions.predict(network, rows[rows.set == name], settings, views) for name in ("valid", "test"))
 

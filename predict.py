@@ -58,7 +58,7 @@ WHY = ["", "near the threshold", "unlike the training images", "near the thresho
 MARGIN = 0.2
 VIEWS_HELP = (
     "the probability is that of the plain image (1) or the mean over its 8 exact quarter turns and mirrors (8); "
-    "default: as evaluate.py chose threshold and temperature, else 1"
+    "default: as evaluate.py chose threshold and temperature, else data.test_views"
 )
 NOT_CALIBRATED = "no calibration in the checkpoint; run evaluate.py: threshold 0.5, and `calibrated` is empty"
 NOT_DESCRIBED = "no statistics of the training images in the checkpoint; run evaluate.py: no image is flagged as unlike"
@@ -140,7 +140,7 @@ def with_views(about: dict, views: int | None, run: str) -> dict:
 
     Args:
         about: of `checkpoint.load`.
-        views: as in `decision.VIEWS`; None for that of the decision, else 1.
+        views: as in `decision.VIEWS`; None for that of the decision, else `data.test_views`.
         run: for the message.
 
     Raises:
@@ -152,7 +152,7 @@ def with_views(about: dict, views: int | None, run: str) -> dict:
             f"--views: threshold and temperature of {run} were chosen with {chosen.get('views', 1)}, got {views}; "
             f"first run: python evaluate.py {run} --views {views}"
         )
-    return {**about, "views": views or (chosen or {}).get("views", 1)}
+    return {**about, "views": views or (chosen or {}).get("views", about["settings"].data.test_views)}
 
 
 def predict(

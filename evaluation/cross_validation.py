@@ -142,6 +142,7 @@ def collect(results: list[dict]) -> pd.DataFrame:
             prediction=metrics.classify(np.array(result["probability"]), choice["threshold"]),
             threshold=choice["threshold"],
             temperature=choice["temperature"],
+            **({"views": choice["views"]} if choice["views"] > 1 else {}),
         )
         parts.append(part)
     return pd.concat(parts).sort_values(["repeat", "filename"], ignore_index=True)
@@ -159,6 +160,7 @@ def measure(
     scaled = calibration.measure(malignant, predictions.probability, predictions.temperature)
     return metrics.measure(predictions, settings.data, threshold) | {
         "n": len(images),
+        "views": settings.data.test_views,
         "threshold_rule": plan.rule,
         "threshold_chosen": decision.is_chosen(plan.rule),
         "intervals": bootstrap.intervals(predictions, threshold, settings.data.seed),

@@ -41,7 +41,10 @@ def train(folder: Path, prepared: Prepared, evaluation: Evaluation) -> Path:
         path,
         {
             **checkpoint.metadata(settings, table.assign(set="train")),
-            "decision": calibration.decide(evaluation.predictions, results["threshold_rule"]),
+            "decision": {
+                **calibration.decide(evaluation.predictions, results["threshold_rule"]),
+                "views": results["views"],
+            },
             "familiar": out_of_distribution.describe_training(network, table, settings),
             "cross_validated": evidence(
                 results, cross_validation.describe_plan(cross_validation.plan_of(folder, evaluation.environment))

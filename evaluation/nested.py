@@ -82,7 +82,7 @@ def choose(prepared: Prepared, train: np.ndarray, plan: Plan) -> dict:
 
     Returns:
         `epochs` of each phase, `losses` of the inner predictions after each epoch, `decision` (rule, threshold,
-        temperature), and `validation`: `calibration.measure` of the inner predictions.
+        temperature, views), and `validation`: `calibration.measure` of the inner predictions.
     """
     rows = prepared.table.iloc[train]
     inner = inner_folds(rows, plan, prepared.settings.data.seed)
@@ -96,7 +96,7 @@ def choose(prepared: Prepared, train: np.ndarray, plan: Plan) -> dict:
         losses = _losses(rows, probabilities, prepared.settings.train.select)
         epochs += [int(np.argmin(losses[epochs[0] - 1 :]))]
     inner_predictions = rows.assign(probability=probabilities[sum(epochs) - 1])
-    choice = calibration.decide(inner_predictions, plan.rule)
+    choice = {**calibration.decide(inner_predictions, plan.rule), "views": prepared.settings.data.test_views}
     return {
         "epochs": epochs,
         "losses": losses.tolist(),

@@ -83,11 +83,8 @@ def predict(network: keras.Model, rows: pd.DataFrame, settings: config.Settings,
 
 def _predict_features(network: keras.Model, features: Features, settings: config.Settings) -> np.ndarray:
     """The probabilities (rows,) by the head, the mean over the views."""
-    rows, views = features.places.shape
-    # Each view as a row of its own.
-    unfolded = Features(features.array, features.places.reshape(-1, 1), np.repeat(features.labels, views))
-    batches = feature_datasets.eval_dataset(unfolded, settings.train.batch_size)
-    return model.head(network).predict(batches, verbose=0).reshape(rows, views).mean(axis=1)
+    batches = feature_datasets.eval_dataset(feature_datasets.views_as_rows(features), settings.train.batch_size)
+    return model.head(network).predict(batches, verbose=0).reshape(features.places.shape).mean(axis=1)
 
 
 def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Settings, views: int = 1) -> np.ndarray:

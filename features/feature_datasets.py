@@ -71,6 +71,12 @@ def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
     return batches.map(lambda places, label: (read(features.array, places), label)).prefetch(1)
 
 
+def views_as_rows(features: Features) -> Features:
+    """The same features with each view as a row of its own: all views of the first row, then those of the second."""
+    views = features.places.shape[1]
+    return Features(features.array, features.places.reshape(-1, 1), np.repeat(features.labels, views))
+
+
 def read(array: np.ndarray, places: tf.Tensor) -> tf.Tensor:
     """The features (n, *shape) at places (n,) of `Features.array`."""
     # From the memory map, some batches at a time, so that the features never have to fit into memory.

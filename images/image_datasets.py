@@ -9,7 +9,7 @@ import pandas as pd
 import tensorflow as tf
 
 import config
-from images import augmentation, decoding, stain_normalization, warp
+from images import augmentation, decoding, stain_normalization, turns, warp
 
 # Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
 OTHER_DRAWS = 2**31
@@ -65,6 +65,25 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
 def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
     """The images and labels of `eval_dataset`, the form in which Keras' `fit` takes validation data."""
     return batches.map(lambda name, image, label: (image, label))
+
+
+def in_views(batches: tf.data.Dataset, views: int, batch_size: int) -> tf.data.Dataset:
+    """The first exact turns of each image, each a row of its own.
+
+    Args:
+        batches: of `without_names`.
+        views: turns of an image, of which 0 is the image itself.
+        batch_size: turned images in a batch; the last one may be smaller.
+
+    Returns:
+        Batches of images and labels: all turns of the first image, then those of the second.
+    """
+
+    def turned(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        numbers = tf.tile(tf.range(views), [tf.shape(images)[0]])
+        return turns.turn(tf.repeat(images, views, axis=0), numbers), tf.repeat(labels, views, axis=0)
+
+    return batches.map(turned).unbatch().batch(batch_size).prefetch(1) if views > 1 else batches
 
 
 def _read(path: tf.Tensor, data: config.Data) -> tf.Tensor:

@@ -9,11 +9,12 @@ from tiny_tree import tiny_settings
 
 import crossval
 import evaluate
+import model
 import predict
 from evaluation import calibration, cross_validation, figures, nested
-from images import folds
+from images import audit, decoding, folds
 from safety.errors import InputError
-from training import changed_settings, checkpoint
+from training import changed_settings, checkpoint, out_of_fold
 
 
 def arguments(tree, *more):
@@ -231,6 +232,41 @@ def test_the_stain_that_a_run_has_fitted_is_no_changed_setting(tmp_path):
         changed_settings.refuse(tmp_path, crossval.config.load_settings())
     with pytest.raises(InputError, match="data.stain_target: must be auto in a cross-validation"):
         crossval.main(["a", "data.stain=reinhard", target])
+
+
+def test_eight_views_are_averaged_for_the_choices_and_for_the_test_alike(tree, monkeypatch):
+    """By hand: every head on the features of each image turned by NumPy, found by its file name."""
+    fit, by_hand, views = out_of_fold.fit, [], []
+
+    def features(network, table):
+        images = decoding.decode([audit.image_folder(tree) / path for path in table.path], 32).astype(np.float32)
+        turned = [np.rot90(side, count, (1, 2)) for side in (images, images[:, :, ::-1]) for count in range(4)]
+        return [model.pooled(network).predict(batch, verbose=0) for batch in turned]
+
+    def recorded(prepared, train, held_out, epochs, every_epoch=True):
+        network, found = fit(prepared, train, held_out, epochs, every_epoch)
+        views.extend([] if views else features(network, prepared.table))
+        mean = np.mean([model.head(network)(view[held_out]).numpy()[:, 0] for view in views], axis=0)
+        by_hand.append(prepared.table.iloc[held_out].assign(probability=mean).set_index("filename"))
+        return network, found
+
+    monkeypatch.setattr(out_of_fold, "fit", recorded)
+    monkeypatch.setattr(figures, "draw", lambda evaluation, network: {})
+    given = ["data.test_views=8", "data.magnification=40", "train.epochs=1", "--folds", "3", "--threshold", "youden"]
+    crossval.main(arguments(tree, *given, "--final"))
+    oof = pd.read_csv("runs/tiny/oof.csv").set_index("filename").probability
+    for fold in (1, 2, 3):
+        *inner, outer = by_hand[4 * fold - 4 : 4 * fold]
+        np.testing.assert_allclose(oof[outer.index], outer.probability, atol=1e-5)
+        inner, chosen = pd.concat(inner), json.loads(Path(f"runs/tiny/folds/1-{fold}.json").read_text())["decision"]
+        expected = calibration.decide(inner, "youden")
+        assert chosen["views"] == 8 and expected["temperature"] != 1
+        assert [chosen[name] for name in ("threshold", "temperature")] == pytest.approx(
+            [expected[name] for name in ("threshold", "temperature")], rel=1e-3
+        )
+    assert json.loads(Path("runs/tiny/evaluation/metrics.json").read_text())["views"] == 8
+    assert set(pd.read_csv("runs/tiny/evaluation/predictions.csv").views) == {8}
+    assert checkpoint.load(Path("runs/tiny"))[1]["decision"]["views"] == 8
 
 
 def test_a_missing_interval_is_named():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+from killed_runs import StopError
 from tiny_tree import EVALUATED, tiny_settings
 
 import config
@@ -255,6 +256,27 @@ def test_views_are_averaged_on_validation_and_test_and_recorded(copy, tree, caps
     evaluate.main(["runs/tiny", "--views", "1", "--threshold", "0.5"])
     again = json.loads((copy / "evaluation" / "metrics.json").read_text())
     assert again["views"] == 1 and again["accuracy"] != results["accuracy"]
+
+
+def test_the_first_evaluation_takes_the_views_of_the_settings_and_the_option_wins(copy, monkeypatch):
+    load, asked = checkpoint.load, []
+
+    def never_evaluated(path):
+        network, about = load(path)
+        settings = about["settings"].model_dump()
+        settings["data"]["test_views"] = 8
+        return network, {"split_sha256": about["split_sha256"], "settings": config.validate(config.Settings, settings)}
+
+    def predict(network, rows, settings, views):
+        asked.append(views)
+        raise StopError
+
+    monkeypatch.setattr(checkpoint, "load", never_evaluated)
+    monkeypatch.setattr(predictions, "predict", predict)
+    for views in (None, 1):
+        with pytest.raises(StopError):
+            evaluate.evaluate(copy / "best_model.keras", views=views)
+    assert asked == [8, 1]
 
 
 def test_other_numbers_of_views_are_refused(copy):

@@ -12,6 +12,7 @@ from memory import in_use
 from PIL import Image
 from tqdm import tqdm
 
+import config
 import evaluate
 import model
 import predict
@@ -106,7 +107,9 @@ def test_the_mean_over_views_is_that_by_hand_and_depends_on_no_order(loaded, fol
     table, again = (predict.predict(network, about, order) for order in (paths, paths[::-1]))
     np.testing.assert_allclose(table.probability, by_hand, atol=1e-5)
     np.testing.assert_allclose(again.probability[::-1], table.probability, atol=1e-6)
-    assert predict.with_views({"decision": {"threshold": 0.5}}, None, "run")["views"] == 1
+    assert predict.with_views({**about, "decision": {"threshold": 0.5}}, None, "run")["views"] == 1
+    eight = config.load_settings(None, ["data.test_views=8"])
+    assert predict.with_views({"settings": eight}, None, "run")["views"] == 8
 
 
 def test_the_whole_network_gives_the_same(loaded, folder):

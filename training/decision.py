@@ -18,7 +18,7 @@ MIN_PATIENTS = 5
 VIEWS = (1, 8)
 VIEWS_HELP = (
     "the probability of an image is that of the plain image (1) or the mean over its 8 exact quarter turns and mirrors "
-    "(8), for validation and test; default: that of the checkpoint's last evaluation, else 1"
+    "(8), for validation and test; default: that of the checkpoint's last evaluation, else data.test_views"
 )
 RULES = "a number from 0 to 1, youden, f1, or sensitivity=S with S above 0 and at most 1"
 

@@ -51,34 +51,34 @@ class Phase(NamedTuple):
     begin: Callable[[Path | None], None] = lambda best: None
 
 
-def prepare(network: keras.Model, rows: Rows, settings: config.Settings) -> list[Phase]:
+def prepare(network: keras.Model, rows: Rows, settings: config.Settings, views: int = 1) -> list[Phase]:
     """The phases in their order, with all features that they need in the cache.
 
     Args:
         network: of `model.build`; its standardising layer gets its mean and variance here.
         rows: of training and validation.
         settings: of the run.
+        views: exact turns of each validation row, each a row of its own in the validation batches.
 
     Raises:
         InputError: the limit of the cache or the disk is too small.
     """
     # The larger features first, so that a limit that is too small for them stops the run at once.
-    second = [_fine_tuning(network, rows, settings)] if settings.fine_tuned else []
-    return [head(network, rows, settings), *second]
+    second = [_fine_tuning(network, rows, settings, views)] if settings.fine_tuned else []
+    return [head(network, rows, settings, views), *second]
 
 
-def head(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
+def head(network: keras.Model, rows: Rows, settings: config.Settings, views: int = 1) -> Phase:
     """The first phase: the head on cached features, or the whole network on images; arguments as in `prepare`."""
     if settings.cached or _standardizes(settings):
         features = train_features(network, rows.train, settings)
     if _standardizes(settings):
         model.standardize(network, *feature_datasets.statistics(features.array, features.places))
     if settings.cached:
-        return head_on_features(
-            model.head(network), features, source.of(settings).pooled(network, rows.valid), settings
-        )
+        valid = source.of(settings).pooled(network, rows.valid, turned=views)
+        return head_on_features(model.head(network), features, valid, settings)
     rate = model.cyclical_rate(settings.train, len(rows.train))
-    return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings))
+    return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings, views))
 
 
 def _standardizes(settings: config.Settings) -> bool:
@@ -102,7 +102,7 @@ def head_on_features(head: keras.Model, train: Features, valid: Features, settin
     return Phase(head, rate, range(settings.train.epochs), batches)
 
 
-def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) -> Phase:
+def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, views: int) -> Phase:
     """The second phase: blocks and head on cached features, or the whole network on images that each epoch warps."""
     block = settings.model.trainable_from
 
@@ -113,14 +113,18 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings) ->
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)
     if not settings.cached or settings.augment.active:
-        return Phase(network, rate, epochs, _image_batches(rows, settings), begin)
-    features = extraction.extract(fine_tuning.below(network, block), pd.concat(rows), settings)
+        return Phase(network, rate, epochs, _image_batches(rows, settings, views), begin)
+    below = fine_tuning.below(network, block)
+    features = extraction.extract(below, pd.concat(rows), settings)
     train, valid = features.select(slice(len(rows.train))), features.select(slice(len(rows.train), None))
+    if views > 1:
+        valid = extraction.extract(below, rows.valid, settings, turned=views)
     batches = _feature_batches(train, valid, settings, settings.train.batch_size)
     return Phase(fine_tuning.above(network, block), rate, epochs, batches, begin)
 
 
 def _feature_batches(train: Features, valid: Features, settings: config.Settings, valid_size: int) -> Batches:
+    valid = feature_datasets.views_as_rows(valid)
     return Batches(
         functools.partial(feature_datasets.train_dataset, train, settings),
         -(-len(train.labels) // settings.train.batch_size),
@@ -130,13 +134,14 @@ def _feature_batches(train: Features, valid: Features, settings: config.Settings
     )
 
 
-def _image_batches(rows: Rows, settings: config.Settings) -> Batches:
+def _image_batches(rows: Rows, settings: config.Settings, views: int) -> Batches:
     folder, size = audit.image_folder(settings.data.root), settings.train.batch_size
+    valid = image_datasets.without_names(image_datasets.eval_dataset(rows.valid, folder, settings))
     return Batches(
         functools.partial(image_datasets.train_dataset, rows.train, folder, settings),
         -(-len(rows.train) // size),
-        image_datasets.without_names(image_datasets.eval_dataset(rows.valid, folder, settings)),
-        -(-len(rows.valid) // size),
+        image_datasets.in_views(valid, views, size),
+        -(-len(rows.valid) * views // size),
     )
 
 

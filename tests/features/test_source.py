@@ -103,6 +103,7 @@ def test_there_are_no_turns_of_an_image(settings, table):
         ("train.features=end_to_end", "model.base=file opens no image: train.features must be cached, got end_to_end"),
         ("data.stain=macenko", "model.base=file opens no image: data.stain must be none, got macenko"),
         ("data.folds=tree", "model.base=file opens no image: data.folds must be a Folds.csv, got tree"),
+        ("data.test_views=8", "model.base=file opens no image: data.test_views must be 1, got 8"),
         (
             "model.weights=imagenet",
             "model.weights must be the path of a file with the features",

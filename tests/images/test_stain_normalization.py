@@ -179,7 +179,7 @@ def test_a_run_fits_on_its_training_set_and_a_fold_on_its_training_part(tree, mo
     prepared = out_of_fold.prepare(experiment.network, table, settings)
     training, held_out = np.arange(0, 100), np.arange(100, 120)
     out_of_fold._plan(prepared, training, held_out)
-    assert set(given[1].filename) == set(table.filename[training]) and prepared.plain is None
+    assert set(given[1].filename) == set(table.filename[training]) and prepared.turned is None
     # No features of all images in common, which one target would have made.
     assert out_of_fold._head_alone(options(tree, "none")) and not out_of_fold._head_alone(options(tree, "macenko"))
 
