@@ -157,6 +157,10 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="auto (the fastest on the device), float32, bfloat16 or float16"
     )
+    # Runs and checkpoints from before this setting have no key for it: theirs was TensorFlow.
+    engine: Literal["auto", "tensorflow", "openvino"] = Field(
+        "tensorflow", description="what runs the frozen base: auto (the fastest), tensorflow or openvino (an extra)"
+    )
     strategy: Literal["auto", "one", "mirrored"] = Field(
         description="auto (all GPUs, and the hosts of TF_CONFIG), one (device) or mirrored (all devices of this host)"
     )
@@ -165,6 +169,12 @@ class Train(Section):
     def _initial_lr_at_most_maximal_lr(self) -> Train:
         if self.initial_lr > self.maximal_lr:
             raise ValueError(f"initial_lr must be at most maximal_lr, {self.maximal_lr:g}, got {self.initial_lr:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _openvino_is_for_one_processor(self) -> Train:
+        if self.engine == "openvino" and (self.precision == "float16" or self.strategy == "mirrored"):
+            raise ValueError("engine must be auto or tensorflow with float16 or with strategy mirrored, got openvino")
         return self
 
     @property
@@ -265,11 +275,11 @@ def load_settings(
     Raises:
         InputError: a file is missing or is not plain YAML, a key is unknown, or a value has the wrong type or range.
     """
-    values = _read_yaml(DEFAULTS)
+    values = limits.read_sections(DEFAULTS)
     for section, keys in _fields().items() if of_run else ():
         # The schema itself has a default for these keys alone.
         values[section] = {key: values[section][key] for key, field in keys.items() if field.is_required()}
-    changes = [_read_yaml(Path(path))] if path else []
+    changes = [limits.read_sections(Path(path))] if path else []
     for change in changes + [_parse_override(text) for text in overrides]:
         for section, keys in change.items():
             values.setdefault(section, {}).update(keys)
@@ -294,17 +304,6 @@ def validate(schema: type[Schema], values: Any) -> Schema:
     except ValidationError as error:
         names = [*setting_names(), *Settings.model_fields]
         raise InputError("; ".join(explain(item, names) for item in error.errors()[:3])) from None
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        text = limits.read_bytes(path, limits.YAML_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: must be UTF-8 text") from None
-    values = limits.parse_yaml(text, str(path))
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise InputError(f"{path}: must hold sections of keys, as {DEFAULTS.name} does, got {str(values)[:60]!r}")
-    return values
 
 
 def _parse_override(text: str) -> dict:
@@ -332,7 +331,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="single settings; they win over those of the files"
     )
-    defaults = _read_yaml(DEFAULTS)
+    defaults = limits.read_sections(DEFAULTS)
     parser.epilog = "settings [default]:\n" + "\n".join(
         f"  {section}.{key + '=':<18} {field.description} [{limits.to_yaml(defaults[section][key])}]"
         for section, keys in _fields().items()

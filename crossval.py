@@ -31,7 +31,7 @@ import pandas as pd
 import config
 import data
 import model
-from devices import precision, strategy
+from devices import fastest, precision, strategy
 from evaluation import cross_validation, final_model, nested
 from features import source
 from images import audit, folds, splits
@@ -47,7 +47,7 @@ class CrossValidation(NamedTuple):
 
     Attributes:
         folder: runs/NAME.
-        settings: with the precision that is used.
+        settings: with the precision and the engine that are used.
         plan: with the folds that are used.
         table: a row an image, as in `out_of_fold.Prepared`.
         drawn: the tested images of each outer fold: filename, repeat, fold.
@@ -144,13 +144,14 @@ def read_settings(args: argparse.Namespace) -> tuple[config.Settings, nested.Pla
 def start(folder: Path, settings: config.Settings, plan: nested.Plan) -> CrossValidation:
     """Checks the images and creates the folder of a cross-validation, or opens it again.
 
-    Its config.yaml then has the precision that all processes use, where `auto` could find another one in each.
+    Its config.yaml then has the precision and the engine of all processes; `auto` could find others in each.
     """
-    settings = precision.with_precision(changed_settings.with_known_values(folder, settings))
+    settings = fastest.with_fastest(changed_settings.with_known_values(folder, settings))
     rows = read_rows(settings)
     plan = with_folds_found(plan, rows)
     table, drawn, dropped = read_images(rows, settings, plan)
-    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    chosen = settings.train
+    device = precision.use_device(chosen.precision, chosen.deterministic, chosen.engine) + strategy.describe()
     network = model.build(settings, width=source.of(settings).width)
     record = environment.describe(settings, network) | {
         "device": device,

@@ -44,7 +44,8 @@ import config
 import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
-from features import extraction, feature_files, inference_form, source
+from features import engine, feature_files, source
+from features.engine import BATCH
 from images import external_images, other_files, stain_normalization, turns
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
@@ -171,7 +172,7 @@ def predict(
         A row per image, in the order of `paths`, with COLUMNS, and where several views are averaged, `views`.
     """
     # The form that evaluate.py takes the features from.
-    base = model.feature_function(inference_form.fold(model.pooled(network)), extraction.BATCH)
+    base = engine.compiled(model.pooled(network), about["settings"].train.engine)
     head = model.head(network)
     tables = []
     familiar, views = about.get("familiar"), about.get("views", 1)
@@ -203,25 +204,25 @@ def predict_features(network: keras.Model, about: dict, path: Path, margin: floa
 
 
 def _batches(paths: list[Path], data: config.Data) -> Iterator[tuple[int, np.ndarray, tuple[str, ...]]]:
-    """Reads at most extraction.BATCH images at a time: the index of the first, the images, and their errors."""
+    """Reads at most BATCH images at a time: the index of the first, the images, and their errors."""
 
     def read(path: Path) -> tuple[np.ndarray, str]:
         image, error = external_images.read(path, data.image_size)
         return stain_normalization.normalise(image, data), error
 
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
-        for start in range(0, len(paths), extraction.BATCH):
-            batch = paths[start : start + extraction.BATCH]
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
             images, errors = zip(*pool.map(read, batch))
             yield start, np.stack(images), errors
             bar.update(len(batch))
 
 
 def _pooled_features(base: Callable, images: np.ndarray, view: int) -> np.ndarray:
-    """The pooled features of an exact turn of at most extraction.BATCH images, padded with zeros to the one shape."""
-    padded = np.zeros((extraction.BATCH, *images.shape[1:]), np.float32)
+    """The pooled features of an exact turn of at most BATCH images, padded with zeros to the one shape."""
+    padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
     padded[: len(images)] = images
-    return base(turns.turn(tf.constant(padded), [view] * extraction.BATCH)).numpy()[: len(images)]
+    return base([turns.turn(tf.constant(padded), [view] * BATCH)])[0][: len(images)]
 
 
 def judge(rows: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:

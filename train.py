@@ -26,7 +26,7 @@ import pandas as pd
 import config
 import data
 import model
-from devices import precision, strategy
+from devices import fastest, precision, strategy
 from features import source
 from images import audit, leaks, plot_style, splits, stain_normalization
 from safety import command_line, lock, signals
@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     """What a training starts from.
 
     Attributes:
-        settings: with the precision that is used.
+        settings: with the precision and the engine that are used.
         table: a row for each image, with its set.
         rows: of training, upsampled, and of validation.
         network: of `model.build`.
@@ -87,8 +87,9 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
     table = images.rows(data.read_table(settings.data))
     images.check()
     splits.split(table, settings.data, resumed)
-    settings = precision.with_precision(settings)
-    device = precision.use_device(settings.train.precision, settings.train.deterministic) + strategy.describe()
+    settings = fastest.with_fastest(settings)
+    chosen = settings.train
+    device = precision.use_device(chosen.precision, chosen.deterministic, chosen.engine) + strategy.describe()
     network = model.build(settings, width=images.width)
 
     table, dropped = images.usable_rows(splits.select(table, settings.data))

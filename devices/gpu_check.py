@@ -34,7 +34,7 @@ def check() -> Iterator[tuple[str, bool, str]]:
     yield "memory growth", all(grows), f"{sum(grows)} of {len(gpus)} GPUs take memory as they need it"
     for gpu in gpus:
         details = tf.config.experimental.get_device_details(gpu)
-        capability, fast = details.get("compute_capability", (0, 0)), precision.fast_precision([gpu])
+        capability, fast = details.get("compute_capability", (0, 0)), precision.of_gpu(gpu)
         expected = "float16" if capability >= precision.TENSOR_CORES else "float32"
         seen = f"{details.get('device_name', 'GPU')}, compute capability {capability[0]}.{capability[1]}: {fast}"
         yield "precision", fast == expected, seen

@@ -1,19 +1,18 @@
-"""The devices that TensorFlow sees, and the precision that they are fast in."""
+"""The devices that TensorFlow sees, and the precisions that they have."""
 
 from __future__ import annotations
 
 import os
-import statistics
-import timeit
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-import config
+from devices import openvino_cpu
 from safety.errors import InputError
 
 CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # Under these limits oneDNN refuses convolutions in bfloat16, and TensorFlow does not know.
 LIMIT = "ONEDNN_MAX_CPU_ISA"
 WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -21,31 +20,22 @@ WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_
 TENSOR_CORES = (7, 0)
 
 
-def with_precision(settings: config.Settings) -> config.Settings:
-    """The settings with `train.precision: auto` replaced by the precision that this machine is fast in.
-
-    That is float16 on GPUs with tensor cores, bfloat16 on CPUs that have it in hardware and are measured to multiply
-    it faster than float32, and else float32.
-    """
-    if settings.train.precision != "auto":
-        return settings
-    precision = fast_precision(tf.config.list_physical_devices("GPU"))
-    return settings.model_copy(update={"train": settings.train.model_copy(update={"precision": precision})})
-
-
-def use_device(precision: str, deterministic: bool = False) -> str:
+def use_device(precision: str, deterministic: bool = False, engine: str = "tensorflow") -> str:
     """Sets the precision of all layers that are built from here on, and lets the GPUs take memory as they need it.
 
     Args:
         precision: float32, bfloat16 or float16.
         deterministic: whether TensorFlow takes only operations that give the same numbers each time.
+        engine: that runs the frozen base, tensorflow or openvino.
 
     Returns:
-        The device and the precision in words, for example "CPU, 2 cores, float32".
+        The device and the precision in words, for example "CPU, 2 cores, float32", and the engine if it is OpenVINO.
 
     Raises:
-        InputError: bfloat16 is asked for under a limit on oneDNN's instructions that rules it out.
+        InputError: bfloat16 is asked for under a limit on oneDNN's instructions that rules it out, or OpenVINO is and
+            is not installed.
     """
+    openvino_cpu.check(engine)
     gpus = grow_memory()
     if precision == "bfloat16" and not gpus and bfloat16_is_ruled_out():
         raise InputError(
@@ -56,7 +46,8 @@ def use_device(precision: str, deterministic: bool = False) -> str:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
-    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'}, {precision}"
+    device = ", ".join(names) or f"CPU, {os.cpu_count()} cores"
+    return f"{device}, {precision}" + (", OpenVINO" if engine == "openvino" else "")
 
 
 def grow_memory() -> list:
@@ -77,20 +68,17 @@ def use_xla() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def fast_precision(gpus: list) -> str:
-    """The precision that the first GPU is fast in, or without one this machine's processor."""
-    if gpus:
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
-        return "float16" if capability >= TENSOR_CORES else "float32"
-    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else []
-    has_bfloat16 = {"avx512_bf16", "amx_bf16"} & set(flags) and not bfloat16_is_ruled_out()
-    # Some processors have the bfloat16 instruction and still multiply it more slowly than float32.
-    return "bfloat16" if has_bfloat16 and _seconds("bfloat16") < 0.8 * _seconds("float32") else "float32"
+def of_gpu(gpu: tf.config.PhysicalDevice) -> str:
+    """The precision that a GPU is fast in: float16 with tensor cores, else float32."""
+    capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+    return "float16" if capability >= TENSOR_CORES else "float32"
 
 
-def _seconds(precision: str) -> float:
-    """Seconds that a product of two matrices takes, the median of five."""
-    matrix = tf.cast(tf.random.stateless_uniform((1024, 1024), (0, 0)), precision)
-    product = tf.function(lambda: tf.reduce_max(matrix @ matrix))
-    product()
-    return statistics.median(timeit.repeat(lambda: product().numpy(), number=1, repeat=5))
+def has_bfloat16() -> bool:
+    """Whether this machine's processor computes in bfloat16, and the user does not rule that out."""
+    return bool(BFLOAT16_FLAGS & flags()) and not bfloat16_is_ruled_out()
+
+
+def flags() -> set[str]:
+    """What the processor can do, in the words of Linux; empty elsewhere."""
+    return set(CPU_INFO.read_text().split()) if CPU_INFO.is_file() else set()

@@ -64,6 +64,8 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
     gpus = precision.grow_memory()
     if "TF_CONFIG" in os.environ:
         keras_stack.refuse_several("TF_CONFIG")
+        if train.engine == "openvino":
+            raise InputError("train.engine: must be auto or tensorflow with several workers (TF_CONFIG), got openvino")
         if train.run == "auto" and not run.exists():
             raise InputError(
                 "train.run: several workers need one name for their run, for example train.run=a, got auto"

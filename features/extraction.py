@@ -32,14 +32,13 @@ from tqdm import tqdm
 import config
 import model
 from devices import strategy
-from features import inference_form, store
+from features import engine, store
+from features.engine import BATCH
 from features.store import Store
 from images import audit, augmentation, decoding, stain_normalization, turns
 from safety import atomic_files
 from safety.errors import InputError
 
-# Images in a batch. The last batch is filled up, so that TensorFlow traces one graph.
-BATCH = 32
 # To be raised when the same settings give other features, or other decoded images, than before.
 VERSION, IMAGES_VERSION = 2, 1
 
@@ -83,6 +82,7 @@ class Extraction(NamedTuple):
 
     Attributes:
         part: of the network, from the pixels on.
+        engine: of `engine.compiled`.
         features: its output, by the name of the pass.
         images: the decoded images, by their pixels' hash.
         folder: of the image files.
@@ -92,6 +92,7 @@ class Extraction(NamedTuple):
     """
 
     part: keras.Model
+    engine: str
     features: Store
     images: Store
     folder: Path
@@ -154,6 +155,7 @@ def extract(
     ]
     extraction = Extraction(
         part,
+        settings.train.engine,
         Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
         Store(store.CACHE / f"images-{IMAGES_VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
@@ -177,13 +179,16 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
         "weights": model.weights_hash(part),
         "output": part.name,
         "image_size": settings.data.image_size,
-        "precision": model.base_of(part).layers[-1].compute_dtype,
+        "precision": engine.precision(part),
         # Settings that earlier versions did not know have defaults; they are in the key only where they differ.
         "augment": settings.augment.model_dump(exclude={"views"}, exclude_defaults=True) if augmented else None,
         "seed": settings.data.seed if augmented else None,
     }
     if settings.data.stain != "none":
         values["stain"] = [settings.data.stain, *settings.data.stain_target]
+    # Earlier versions had TensorFlow alone; their features stay valid.
+    if settings.train.engine == "openvino":
+        values["engine"] = "openvino"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -237,7 +242,7 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
     # All workers must have seen what is missing before one adds to the cache, or their shares would not fit together.
     strategy.barrier()
     # All workers, since TensorFlow creates variables on all at once.
-    base = _compiled(extraction.part, model.weights_hash(extraction.part))
+    base = _compiled(extraction.part, model.weights_hash(extraction.part), extraction.engine)
     if share := strategy.share(todo):
         _compute(base, extraction, share)
     strategy.barrier()
@@ -259,9 +264,9 @@ def _compute(base: Callable, extraction: Extraction, passes: list[Pass]) -> None
 
 
 @functools.lru_cache(maxsize=1)
-def _compiled(part: keras.Model, weights: str) -> Callable:
-    # Kept for the next rows of the same run, since tracing takes seconds; other weights need another graph.
-    return strategy.replicate(model.feature_function(inference_form.fold(part), BATCH))
+def _compiled(part: keras.Model, weights: str, name: str) -> Callable:
+    # Kept for the next rows of the same run, since it takes seconds; other weights need another graph.
+    return engine.compiled(part, name)
 
 
 def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:

@@ -6,6 +6,8 @@ The folded part gives the same output, but for rounding (1e-5 for ResNet50), wit
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -22,11 +24,12 @@ class Nothing(keras.layers.Layer):
         return inputs
 
 
-def fold(part: keras.Model) -> keras.Model:
+def fold(part: keras.Model, float32: bool = False) -> keras.Model:
     """A copy of a frozen part, in which no BatchNorm is left that directly follows a convolution.
 
     Args:
         part: a functional model; models among its layers are folded as well.
+        float32: whether the copy computes in float32; else each layer does in its own precision.
 
     Returns:
         A model with weights of its own, of the same name, input and output.
@@ -36,11 +39,12 @@ def fold(part: keras.Model) -> keras.Model:
 
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if _is_folded_too(layer):
-            return fold(layer)
+            return fold(layer, float32)
         if layer.name in folded:
-            return Nothing(dtype=layer.dtype_policy, name=layer.name)
+            return Nothing(dtype="float32" if float32 else layer.dtype_policy, name=layer.name)
         options = {"use_bias": True} if layer.name in followers else {}
-        return type(layer).from_config({**layer.get_config(), **options})
+        described = layer.get_config()
+        return type(layer).from_config({**(_in_float32(described) if float32 else described), **options})
 
     with tf.variable_creator_scope(networks.never_reduced):
         same = keras.models.clone_model(part, clone_function=copy)
@@ -51,6 +55,13 @@ def fold(part: keras.Model) -> keras.Model:
             same.get_layer(layer.name).set_weights(weights)
     same.trainable = False
     return same
+
+
+def _in_float32(described: Any) -> Any:
+    """The configuration of a layer, or a part of it, with float32 as the precision of all layers in it."""
+    if isinstance(described, dict):
+        return {key: "float32" if key == "dtype" else _in_float32(value) for key, value in described.items()}
+    return [_in_float32(value) for value in described] if isinstance(described, list) else described
 
 
 def _is_folded_too(layer: keras.layers.Layer) -> bool:

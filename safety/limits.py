@@ -53,6 +53,22 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{where}: must be plain YAML: {reason}") from None
 
 
+def read_sections(path: Path) -> dict[str, dict]:
+    """A YAML file of sections of keys, as config.yaml is.
+
+    Raises:
+        InputError: the file is missing, is not plain YAML, or holds something else.
+    """
+    try:
+        text = read_bytes(path, YAML_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: must be UTF-8 text") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise InputError(f"{path}: must hold sections of keys, as config.yaml does, got {str(values)[:60]!r}")
+    return values
+
+
 def to_yaml(value: Any) -> str:
     """A text, number, bool, None or list of them as YAML in one line.
 

@@ -36,7 +36,7 @@ def overrides_for(folder: Path, *overrides: str) -> list[str]:
     return [
         f"data.folds={folder}/Folds.csv", "data.root=nowhere", "data.test_per_class=20", "data.protocol=patient",
         "model.base=file", f"model.weights={folder}/features.npz", "model.standardize=true", "train.epochs=3",
-        "train.batch_size=16", "train.precision=float32", "train.maximal_lr=0.5", *overrides,
+        "train.batch_size=16", "train.precision=float32", "train.engine=tensorflow", "train.maximal_lr=0.5", *overrides,
     ]  # fmt: skip
 
 

@@ -65,5 +65,6 @@ def tiny_settings(root: Path, *overrides: str) -> list[str]:
     return [
         f"data.root={root}", f"data.folds={root / 'Folds.csv'}", "data.protocol=image", "data.test_per_class=10",
         "data.image_size=32", "model.base=vgg16", "model.weights=random", "model.standardize=true",
-        "train.epochs=2", "train.batch_size=16", "train.precision=float32", "train.run=tiny", *overrides,
+        "train.epochs=2", "train.batch_size=16", "train.precision=float32", "train.engine=tensorflow",
+        "train.run=tiny", *overrides,
     ]  # fmt: skip

@@ -53,6 +53,7 @@ def with_known_values(folder: Path, settings: config.Settings) -> config.Setting
     data, train = settings.data, settings.train
     if data.stain_target == "auto" and data.stain == known.data.stain:
         data = data.model_copy(update={"stain_target": known.data.stain_target})
-    if train.precision == "auto":
-        train = train.model_copy(update={"precision": known.train.precision})
+    for key in ("precision", "engine"):
+        if getattr(train, key) == "auto":
+            train = train.model_copy(update={key: getattr(known.train, key)})
     return settings.model_copy(update={"data": data, "train": train})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -170,22 +172,30 @@ def load(path: Path) -> tuple[keras.Model, dict]:
         The model, not compiled, and the metadata, with `settings` as a `config.Settings`.
 
     Raises:
-        InputError: the file is missing, damaged, or was not written by `save`.
+        InputError: the file is missing, damaged, or was not written by `save`; its precision or engine is not here.
     """
     path = find(path)
-    try:
+    with _damage_named(path):
         metadata = _read_metadata(path)
-        precision.use_device(metadata["settings"].train.precision)
-        network = model.build(metadata["settings"], load_weights=False, width=metadata.get("width"))
+    settings = metadata["settings"]
+    precision.use_device(settings.train.precision, engine=settings.train.engine)
+    with _damage_named(path):
+        network = model.build(settings, load_weights=False, width=metadata.get("width"))
         _check_width(metadata, network)
         network.load_weights(path)
         if model.weights_hash(network) != metadata["arrays_sha256"]:
             raise ValueError("its arrays are not those that were saved")
+    return network, metadata
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except zipfile.BadZipFile:
         raise InputError(f"{path}: damaged, or no .keras file") from None
     except DAMAGE as error:
         raise InputError(f"{path}: damaged, or no checkpoint of this project: {error}") from None
-    return network, metadata
 
 
 def _read_metadata(path: Path) -> dict:

@@ -73,7 +73,7 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
 
     Args:
         folder: of the cross-validation.
-        settings: with the precision that is used.
+        settings: with the precision and the engine that are used.
         drawn: the tested images: filename, repeat, fold.
         record: for environment.json.
 

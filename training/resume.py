@@ -221,7 +221,7 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
     Args:
         run: its folder.
         current: the environment.json of a run that would start now, of `environment.collect`.
-        settings: of `settings_of`, with the precision that is used.
+        settings: of `settings_of`, with the precision and the engine that are used.
 
     Raises:
         InputError: one of them has changed.

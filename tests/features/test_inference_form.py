@@ -20,7 +20,7 @@ def trained(network):
 
 def difference(one, other, images):
     expected = one(images, training=False).numpy()
-    return np.abs(other(images, training=False).numpy() - expected).max() / np.abs(expected).max()
+    return np.abs(np.float32(other(images, training=False)) - expected).max() / np.abs(expected).max()
 
 
 def norms(network):
@@ -70,3 +70,19 @@ def test_biases_scales_and_shifts_may_be_missing(images, bias, scale, center):
     part = trained(keras.Model(pixels, x))
     folded = inference_form.fold(part)
     assert norms(folded) == 0 and difference(part, folded, images) < 1e-5
+
+
+@pytest.mark.bfloat16
+def test_a_part_in_bfloat16_can_be_folded_to_float32(images, float32):
+    """Layers of a base, those of a Sequential in it among them, with the weights that they have."""
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    pixels = keras.Input((64, 64, 3))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(pixels))
+    x = keras.Sequential([keras.layers.Conv2D(5, 3, activation="relu"), keras.layers.Activation("relu")])(x)
+    reduced = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
+    keras.mixed_precision.set_global_policy("float32")
+    folded = inference_form.fold(reduced, float32=True)
+    layers = [inner for layer in folded.layers for inner in getattr(layer, "layers", [layer])]
+    assert {layer.compute_dtype for layer in layers} == {"float32"}
+    assert folded(images).dtype == "float32" and difference(folded, reduced, images) < 0.05
+    assert inference_form.fold(reduced)(images).dtype == "bfloat16"
