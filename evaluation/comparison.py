@@ -149,7 +149,7 @@ def _data_hash(evaluation: Evaluation) -> str | None:
 def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     """The configuration of each run: protocol, base, and whatever else differs between the runs, as texts.
 
-    What can differ is every setting but the seed, the run's name and the stain that each has fitted, the threshold
+    What can differ is every setting but the seed, the run's name and a stain that a run has fitted, the threshold
     rule, the number of views, and the source of the test images (`split`). Runs with equal rows differ only in their
     seed.
 
@@ -159,7 +159,10 @@ def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     rows = []
     for evaluation in evaluations.values():
         settings = pd.json_normalize(evaluation.settings.model_dump()).iloc[0]
-        settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run", "data.stain_target"])
+        settings = settings.drop(["data.protocol", "model.base", "data.seed", "train.run"])
+        # Fitted for each run, the target is no setting; earlier versions do not tell.
+        if evaluation.environment.get("stain_target") != "given":
+            settings["data.stain_target"] = "auto"
         results = evaluation.results
         options = {"threshold": results["threshold_rule"], "views": results.get("views", 1), "split": results["split"]}
         rows.append({**{key: results[key] for key in ALWAYS}, **settings, **options})
