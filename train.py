@@ -96,7 +96,8 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
     data_sha256 = audit.data_version(table)
     strategy.assert_same(data=data_sha256, precision=settings.train.precision)
     table = splits.split(table, settings.data, resumed)
-    if settings.data.stain_target != "auto" and resumed is None:
+    given = settings.data.stain_target != "auto"
+    if given and not resumed:
         print("note: data.stain_target is given; auto would fit it on the training images of this split alone")
     settings = stain_normalization.fitted(settings, table[table.set == "train"])
     strategy.assert_same(stain=str(settings.data.stain_target))
@@ -104,6 +105,7 @@ def prepare(settings: config.Settings, resumed: bool = False) -> Experiment:
 
     record = environment.collect(settings, table, network)
     record |= {"device": device, "data_sha256": data_sha256, "dropped": dropped}
+    record["stain_target"] = "given" if given else "fitted"
     sets = leaks.describe(table, rows.train)
     notice = [record["notice"]] if record["notice"] else []
     print(settings.to_yaml(), sets, f"device: {device}", *notice, sep="\n")

@@ -24,7 +24,7 @@ REFERENCES = {
 # These always have a column; any other setting has one only where runs differ in it.
 ALWAYS = ["protocol", "base"]
 # Settings that another column holds, or in which runs of one configuration may differ.
-SEPARATE = ["data.protocol", "model.base", "data.test_views", "data.seed", "train.run", "data.stain_target"]
+SEPARATE = ["data.protocol", "model.base", "data.test_views", "data.seed", "train.run"]
 # The scores that are printed; the files have all of them.
 PRINTED = ["accuracy", "f1", "roc_auc", "recognition_rate", "patient_accuracy"]
 
@@ -151,9 +151,9 @@ def _data_hash(evaluation: Evaluation) -> str | None:
 def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     """The configuration of each run: protocol, base, and whatever else differs between the runs, as texts.
 
-    What can differ is every setting but the seed, the run's name and the stain that each has fitted, the threshold
-    rule, the number of views that were averaged (for `data.test_views`, which --views replaces), and the source of the
-    test images (`split`). Runs with equal rows differ only in their seed.
+    What can differ is every setting but the seed, the run's name and a stain that a run has fitted, the threshold rule,
+    the number of views that were averaged (for `data.test_views`, which --views replaces), and the source of the test
+    images (`split`). Runs with equal rows differ only in their seed.
 
     Returns:
         A row per run.
@@ -162,6 +162,9 @@ def distinguish(evaluations: dict[Path, Evaluation]) -> pd.DataFrame:
     for evaluation in evaluations.values():
         settings = pd.json_normalize(evaluation.settings.model_dump()).iloc[0]
         settings = settings.drop(SEPARATE)
+        # Fitted for each run, the target is no setting; earlier versions do not tell.
+        if evaluation.environment.get("stain_target") != "given":
+            settings["data.stain_target"] = "auto"
         results = evaluation.results
         options = {"threshold": results["threshold_rule"], "views": results.get("views", 1), "split": results["split"]}
         rows.append({**{key: results[key] for key in ALWAYS}, **settings, **options})

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import predict
 from evaluation import calibration, cross_validation, figures, nested
 from images import audit, decoding, folds
 from safety.errors import InputError
-from training import changed_settings, checkpoint, out_of_fold
+from training import changed_settings, checkpoint, cross_validation_files, out_of_fold
 
 
 def arguments(tree, *more):
@@ -221,6 +222,25 @@ def test_only_auto_takes_the_precision_of_the_folder(tmp_path, given, expected):
     (tmp_path / "config.yaml").write_text(known.to_yaml())
     settings = crossval.config.load_settings(None, [f"train.precision={given}"])
     assert changed_settings.with_known_values(tmp_path, settings).train.precision == expected
+
+
+@pytest.mark.parametrize("theirs", ["float32", "bfloat16"])
+def test_of_two_hosts_that_start_at_once_the_second_is_told_the_precision_of_the_first(tmp_path, monkeypatch, theirs):
+    settings = {name: crossval.config.load_settings(None, [f"train.precision={name}"]) for name in ("float32", "bfloat16")}
+    drawn = pd.DataFrame({"filename": ["a.png"], "repeat": 1, "fold": 1})
+    record, rename = dict.fromkeys(cross_validation_files.UNCHANGED, "1"), cross_validation_files._rename
+
+    def late(temporary, folder):
+        monkeypatch.setattr(cross_validation_files, "_rename", rename)
+        cross_validation_files.open_folder(folder, settings[theirs], drawn, record)
+        return rename(temporary, folder)
+
+    monkeypatch.setattr(cross_validation_files, "_rename", late)
+    with contextlib.ExitStack() as stack:
+        if theirs != "float32":
+            words = "cv was begun by another process just now, with train.precision=bfloat16.*: the same command goes on"
+            stack.enter_context(pytest.raises(InputError, match=words))
+        cross_validation_files.open_folder(tmp_path / "cv", settings["float32"], drawn, record)
 
 
 def test_the_stain_that_a_run_has_fitted_is_no_changed_setting(tmp_path):

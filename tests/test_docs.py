@@ -71,6 +71,18 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     ]
 
 
+@page_by_page
+def test_examples_that_read_breakhis_say_so(page):
+    """In their block or in the title above it."""
+    parts, title = page.read_text().split("```"), []
+    for text, block in zip(parts[::2], parts[1::2]):
+        title = re.findall(r"^#+ .*", text, re.M)[-1:] or title
+        lines = re.findall(r"python (?:train|crossval|grid|data)\.py.*", block)
+        elsewhere = r"--config (sample|real|runs)|--resume|--check|model\.base=file"
+        if not all(re.search(elsewhere, line) for line in lines):
+            assert "BreakHis" in "".join([*title, block])
+
+
 def test_the_readme_is_a_first_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -86,12 +87,14 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
         "environment.json": json.dumps(record, indent=1),
     }
     if not folder.exists():
-        temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+        # Containers on two hosts often have the same process number.
+        temporary = folder.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{folder.name}")
         for name, text in files.items():
             atomic_files.write_text(temporary / name, text)
         (temporary / "folds").mkdir()
         if _rename(temporary, folder):
             return
+        _refuse_another_precision(folder, settings)
     if not is_cross_validation(folder):
         raise InputError(f"{folder} exists and is no cross-validation; give another NAME")
     changed_settings.refuse(folder, settings)
@@ -100,6 +103,16 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
     changed += [f"{FOLDS} is"] if (folder / FOLDS).read_text() != files[FOLDS] else []
     if changed:
         raise InputError(f"{folder}: {changed[0]} no longer what it was started with; give another NAME")
+
+
+def _refuse_another_precision(folder: Path, settings: config.Settings) -> None:
+    """Refuses where `auto` found another one here than in the process that created the folder meanwhile."""
+    theirs, ours = config.load_settings(folder / "config.yaml", of_run=True).train.precision, settings.train.precision
+    if theirs != ours:
+        raise InputError(
+            f"{folder} was begun by another process just now, with train.precision={theirs}, got {ours}: the same "
+            "command goes on with the one of the folder"
+        )
 
 
 def _rename(temporary: Path, folder: Path) -> bool:

@@ -102,6 +102,18 @@ def test_runs_of_other_settings_are_not_summarized_as_seeds(tmp_path):
         assert len(comparison.distinguish({tmp_path / "a": first, tmp_path / "b": second}).drop_duplicates()) == 2
 
 
+def test_a_given_target_of_the_stain_is_a_setting_and_a_fitted_one_is_none(tmp_path):
+    runs = {}
+    for seed, target, origin in [(0, 1, "fitted"), (1, 2, "fitted"), (0, 3, "given"), (1, 3, "given"), (2, 4, None)]:
+        run = evaluation_of(
+            "patient", seed, 0.9, 0.0, "data.stain=reinhard", f"data.stain_target={[target] * 6}"
+        )
+        run.environment.update({"stain_target": origin} if origin else {})
+        runs[tmp_path / f"{len(runs)}"] = run
+    # Runs of earlier versions do not say what theirs is.
+    assert comparison.distinguish(runs)["data.stain_target"].tolist() == ["auto"] * 2 + [str([3.0] * 6)] * 2 + ["auto"]
+
+
 def test_equal_seeds_are_no_spread_over_seeds(evaluations, tmp_path):
     assert "no spread over seeds" not in comparison.notes(evaluations, comparison.distinguish(evaluations))
     evaluations[tmp_path / "runs" / "again"] = evaluation_of("image", 1, 0.8, 1.0)

@@ -229,6 +229,15 @@ def test_a_wrong_target_is_refused(change):
         config.load_settings(None, change)
 
 
+@pytest.mark.parametrize("given, resumed, note", [(True, False, True), (True, True, False), (False, False, False)])
+def test_a_given_target_is_on_record_and_noted_at_the_start(tree, capsys, given, resumed, note):
+    target = [f"data.stain_target={[1.0] * 6}"] if given else []
+    settings = config.load_settings(None, tiny_settings(tree, "data.stain=reinhard", *target))
+    record = train.prepare(settings, resumed).environment
+    assert record["stain_target"] == ("given" if given else "fitted")
+    assert ("note: data.stain_target is given" in capsys.readouterr().out) == note
+
+
 def test_the_target_is_kept_in_the_checkpoint_and_applied_in_evaluation_and_prediction(
     tree, tmp_path, capsys, without_figures
 ):
