@@ -1,7 +1,7 @@
 """A frozen part of the network in the form in which it only computes: each BatchNorm is folded into its convolution.
 
 In inference BatchNorm multiplies and shifts every channel by constants, and so does a convolution's kernel and bias.
-The folded part gives the same output, but for rounding (1e-5 for ResNet50), with a pass less over the feature maps.
+The folded part gives the same output, but for the rounding of float32, with a pass less over the feature maps.
 """
 
 from __future__ import annotations
