@@ -3,7 +3,7 @@
     python benchmark.py --json speed.json      the table, and all figures as JSON
     python benchmark.py --beside speed.json    the table, and this run next to that one, such as the other stack's
     python benchmark.py --check-gpu            checks, line by line, what a run on a GPU meets
-    pip install openvino                       adds OpenVINO; onnxruntime and tf2onnx add ONNX Runtime
+    pip install onnxruntime tf2onnx            adds ONNX Runtime to the race; openvino is train.engine's
 
 Every figure is a median over the rounds, with the lowest and the highest. Compare ratios: seconds depend on the machine
 and on its other users.
@@ -36,8 +36,9 @@ import data
 import model
 from benchmarks import engines, table, timing
 from benchmarks.table import EPOCHS, IMAGES, ROWS, VALID_ROWS, VIEWS
-from devices import gpu_check, precision
+from devices import fastest, gpu_check, precision
 from features import extraction
+from features.engine import BATCH
 from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
@@ -53,7 +54,7 @@ from devices import precision
 from features import extraction
 from images import stain_normalization
 settings = config.load_settings(sys.argv[2])
-precision.use_device(settings.train.precision)
+precision.use_device(settings.train.precision, engine=settings.train.engine)
 extraction.pooled(model.build(settings), pd.read_csv(sys.argv[3]), settings)
 """
 
@@ -120,24 +121,25 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         head_rows: training rows of the head.
     """
     rows = write_images(images)
-    settings = stain_normalization.fitted(precision.with_precision(settings), rows)
-    name = settings.train.precision
-    device = precision.use_device(name)
+    settings = stain_normalization.fitted(fastest.with_fastest(settings), rows)
+    name, engine = settings.train.precision, settings.train.engine
+    device = precision.use_device(name, engine=engine)
     fast = model.build(settings)
     # A first extraction, so that no other one traces the graph.
-    measure_cold(fast, rows.head(extraction.BATCH), settings)
+    measure_cold(fast, rows.head(BATCH), settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in growing(images)}
     head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    rates = timing.race(contestants(fast, rows.head(max(64, images // 8)), settings), rounds)
+    rates = timing.race(contestants(fast, rows, settings), rounds)
     others = {
         "device": device,
         "precision": name,
+        "engine": fastest.TITLES[engine],
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
         "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
         "peak_memory_gib": peak_gib,
-        "first_feature_seconds": first_feature(rows.head(extraction.BATCH), settings),
+        "first_feature_seconds": first_feature(rows.head(BATCH), settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
     }
     return table.summarise(rates, growth, head, others)
@@ -146,27 +148,32 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
 def growing(images: int) -> list[int]:
     """Half the images, half of these and so on, in rising order, but no fewer than a batch."""
     counts = [images]
-    while counts[0] // 2 >= extraction.BATCH and len(counts) < 5:
+    while counts[0] // 2 >= BATCH and len(counts) < 5:
         counts.insert(0, counts[0] // 2)
     return counts
 
 
 def contestants(fast: keras.Model, rows: pd.DataFrame, settings: config.Settings) -> dict:
-    """What is raced on the rows: name -> function, as `timing.race` takes them."""
-    name, batches = settings.train.precision, engines.in_memory(rows, settings.data.image_size)
+    """What is raced: name -> function, as `timing.race` takes them.
+
+    The engines and the extraction have all rows, so that what comes before the first pass weighs as little as in a run;
+    Keras' own ways, whose rate does not depend on the number, have some.
+    """
+    some = rows.head(max(64, len(rows) // 4))
+    batches = engines.in_memory(rows, settings.data.image_size)
     built = {
-        "predict": engines.predict(fast, batches),
+        "predict": engines.predict(fast, batches[: len(some) // BATCH]),
         "extract": engines.extract_again(fast, rows, settings, augmented=False),
-        "extract_views": engines.extract_again(fast, rows, augmenting(settings), augmented=True),
-        "frozen_graph": engines.frozen_graph(fast, batches),
-        "matmul": engines.matmul("float32" if name == "float32" else "bfloat16"),
+        "extract_views": engines.extract_again(fast, some, augmenting(settings), augmented=True),
+        "frozen_graph": engines.frozen_graph(fast, batches[: len(some) // BATCH]),
+        "openvino": engines.openvino(fast, batches),
+        "matmul": engines.matmul("float32" if settings.train.precision == "float32" else "bfloat16"),
     }
     precision.use_device("float32")
     plain = model.build(settings)
     built |= {
-        "fit": engines.fit(plain, rows, settings),
-        "openvino": engines.openvino(plain, batches, "float32" if name == "float32" else "bfloat16"),
-        "onnx_runtime": engines.onnx_runtime(plain, batches),
+        "fit": engines.fit(plain, some.head(64), settings),
+        "onnx_runtime": engines.onnx_runtime(plain, batches[:2]),
     }
     return {name: run for name, run in built.items() if run}
 

@@ -215,5 +215,5 @@ def weights_hash(model: keras.Model) -> str:
     """SHA-256 of a model's weights, in hex."""
     digest = hashlib.sha256()
     for array in model.get_weights():
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()

@@ -16,7 +16,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 import config
 import model
 from benchmarks.timing import quietly
-from features import extraction, inference_form
+from devices import openvino_cpu
+from features import engine, extraction, inference_form
+from features.engine import BATCH
 from images import decoding, image_datasets
 
 
@@ -45,40 +47,30 @@ def in_memory(rows: pd.DataFrame, size: int) -> list[np.ndarray]:
     """The decoded images of the rows in full batches, float32; engines that take one size of batch need no more."""
     images = decoding.decode([Path(path) for path in rows.path], size).astype(np.float32)
     return [
-        images[start : start + extraction.BATCH]
-        for start in range(0, len(images) + 1 - extraction.BATCH, extraction.BATCH)
+        images[start : start + BATCH]
+        for start in range(0, len(images) + 1 - BATCH, BATCH)
     ]
 
 
 def predict(network: keras.Model, batches: list[np.ndarray]) -> Callable[[], int]:
     """Keras' predict on images in memory, in the precision of the network."""
     part, images = model.pooled(network), np.concatenate(batches)
-    return lambda: len(part.predict(images, batch_size=extraction.BATCH, verbose=0))
+    return lambda: len(part.predict(images, batch_size=BATCH, verbose=0))
 
 
 def frozen_graph(network: keras.Model, batches: list[np.ndarray]) -> Callable[[], int]:
     """TensorFlow's graph with all weights as constants, which it optimises further; it takes more memory."""
     part = inference_form.fold(model.pooled(network))
-    function = convert_variables_to_constants_v2(model.feature_function(part, extraction.BATCH).get_concrete_function())
+    function = convert_variables_to_constants_v2(model.feature_function(part, BATCH).get_concrete_function())
     return lambda: sum(len(function(tf.constant(batch))[0].numpy()) for batch in batches)
 
 
-def openvino(network: keras.Model, batches: list[np.ndarray], precision: str) -> Callable[[], int] | None:
-    """OpenVINO on the same weights; None where it is not installed.
-
-    Args:
-        network: whose base is run.
-        batches: of `in_memory`.
-        precision: float32 or bfloat16.
-    """
-    if not util.find_spec("openvino"):
+def openvino(network: keras.Model, batches: list[np.ndarray]) -> Callable[[], int] | None:
+    """OpenVINO alone, in the precision of the network; None where it is not installed."""
+    if not openvino_cpu.is_installed():
         return None
-    import openvino as ov
-
-    graph = model.feature_function(model.pooled(network), extraction.BATCH).get_concrete_function()
-    options = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
-    compiled = ov.compile_model(ov.convert_model(graph, input=[batches[0].shape]), "CPU", options)
-    return lambda: sum(len(compiled(batch)[0]) for batch in batches)
+    run = engine.compiled(model.pooled(network), "openvino")
+    return lambda: sum(len(run([batch])[0]) for batch in batches)
 
 
 def onnx_runtime(network: keras.Model, batches: list[np.ndarray]) -> Callable[[], int] | None:
@@ -88,7 +80,7 @@ def onnx_runtime(network: keras.Model, batches: list[np.ndarray]) -> Callable[[]
     import onnxruntime
     import tf2onnx
 
-    function = model.feature_function(model.pooled(network), extraction.BATCH)
+    function = model.feature_function(model.pooled(network), BATCH)
     graph, _ = tf2onnx.convert.from_function(function, function.input_signature)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (name,) = (one.name for one in session.get_inputs())

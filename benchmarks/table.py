@@ -36,7 +36,7 @@ def summarise(rates: dict[str, Rate], growth: dict[int, float], head: list[float
         rates: of `timing.race`, per second.
         growth: number of images -> seconds with an empty cache.
         head: seconds of the head's trainings, the first as a warm-up.
-        others: figures to add; `precision` and `gflop`, of one pass or None, among them.
+        others: figures to add; `precision`, `engine` and `gflop`, of one pass or None, among them.
     """
     medians = {name: rate.median for name, rate in rates.items()}
     most = max(growth)
@@ -57,6 +57,7 @@ def summarise(rates: dict[str, Rate], growth: dict[int, float], head: list[float
             if others["gflop"]
         },
         **{f"extract_vs_{name}": medians["extract"] / medians[name] for name in ENGINES if name in medians},
+        "extract_vs_best": medians["extract"] / max(medians[name] for name in ENGINES if name in medians),
     }
     return {
         **others,
@@ -78,6 +79,7 @@ def describe(figures: dict) -> str:
     }
     lines = [
         f"{figures['device']}; {figures['stack']}; {figures['images']} images of 700 x 460",
+        f"the engine of this project: {figures['engine']} in {precision}",
         f"matmul's peak in {precision}: {figures['per_second']['matmul']:.0f} GFLOP/s",
         "",
         f"{'passes through the base a second':44}{'median':>8}   lowest to highest",
@@ -91,9 +93,10 @@ def describe(figures: dict) -> str:
         f"  this project, features cached (head only)   {figures['warm_seconds']:8.1f} s",
         "",
         "extraction " + ", ".join(f"{ratios[f'extract_vs_{name}']:.2f} times {title}" for name, title in {
-            "predict": "Keras predict", "frozen_graph": "the frozen graph", "openvino": "OpenVINO",
-            "onnx_runtime": "ONNX Runtime"}.items() if f"extract_vs_{name}" in ratios),
-        "empty cache: " + ", ".join(f"{count} images {seconds:.1f} s" for count, seconds in growth.items()),
+            "predict": "Keras predict", "best": "the best other engine", "frozen_graph": "the frozen graph",
+            "openvino": "OpenVINO", "onnx_runtime": "ONNX Runtime"}.items() if f"extract_vs_{name}" in ratios),
+        f"empty cache: {ratios['cold_vs_predict']:.2f} times Keras predict; " +
+        ", ".join(f"{count} images {seconds:.1f} s" for count, seconds in growth.items()),
         f"first features {figures['first_feature_seconds']:.1f} s after the start of a process; "
         f"peak memory of extraction and head {figures['peak_memory_gib']:.2f} GiB",
     ]  # fmt: skip

@@ -213,14 +213,14 @@ def replicate(function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[list[tf.T
         function: of one tensor.
 
     Returns:
-        A function of a list of tensors, at most one a device, that returns the list of the results.
+        A function of a list of tensors or arrays, at most one a device, that returns the list of the results.
     """
     strategy, count = tf.distribute.get_strategy(), device_count()
     # Within a Python function, since TensorFlow does not pass the replicas' values to a function with a signature.
     run = tf.function(lambda values: strategy.run(lambda value: function(value), args=(values,)))
 
     def on_devices(tensors: list[tf.Tensor]) -> list[np.ndarray]:
-        filled = tensors + tensors[-1:] * (count - len(tensors))
+        filled = [tf.convert_to_tensor(each) for each in tensors + tensors[-1:] * (count - len(tensors))]
         values = strategy.experimental_distribute_values_from_function(
             lambda context: filled[context.replica_id_in_sync_group % count]
         )

@@ -15,12 +15,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -41,6 +40,9 @@ from safety.errors import InputError
 
 # To be raised when the same settings give other features, or other decoded images, than before.
 VERSION, IMAGES_VERSION = 2, 1
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Features(NamedTuple):
@@ -82,6 +84,7 @@ class Extraction(NamedTuple):
 
     Attributes:
         part: of the network, from the pixels on.
+        weights: their hash.
         engine: of `engine.compiled`.
         features: its output, by the name of the pass.
         images: the decoded images, by their pixels' hash.
@@ -92,6 +95,7 @@ class Extraction(NamedTuple):
     """
 
     part: keras.Model
+    weights: str
     engine: str
     features: Store
     images: Store
@@ -153,10 +157,12 @@ def extract(
         for row in images_once.itertuples()
         for view in range(views)
     ]
+    weights = model.weights_hash(part)
     extraction = Extraction(
         part,
+        weights,
         settings.train.engine,
-        Store(store.CACHE / f"features-{key(part, settings, augmented)}", part.output.shape[1:], np.float32),
+        Store(store.CACHE / f"features-{key(part, settings, augmented, weights)}", part.output.shape[1:], np.float32),
         Store(store.CACHE / f"images-{IMAGES_VERSION}-{size}", (size, size, 3), np.uint8),
         audit.image_folder(settings.data.root),
         settings.data,
@@ -171,12 +177,19 @@ def extract(
     return Features(cached.memmap(), np.array(places), rows.label_int.to_numpy())
 
 
-def key(part: keras.Model, settings: config.Settings, augmented: bool) -> str:
-    """A hash of everything besides the pixels that the features depend on; each key has its own folder."""
+def key(part: keras.Model, settings: config.Settings, augmented: bool, weights: str = "") -> str:
+    """A hash of everything besides the pixels that the features depend on; each key has its own folder.
+
+    Args:
+        part: as for `extract`.
+        settings: of the run.
+        augmented: as for `extract`.
+        weights: `model.weights_hash` of the part, where it is known, since it takes a tenth of a second.
+    """
     values = {
         "version": VERSION,
         # Of this part alone: training what comes after it changes nothing.
-        "weights": model.weights_hash(part),
+        "weights": weights or model.weights_hash(part),
         "output": part.name,
         "image_size": settings.data.image_size,
         "precision": engine.precision(part),
@@ -237,12 +250,13 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
     if not todo:
         return
     if strategy.worker()[0] == 0:
-        undecoded = images.missing(list(dict.fromkeys(item.pixels for item in todo)))
+        # They are checked when they are read, while the base works.
+        undecoded = images.absent(list(dict.fromkeys(item.pixels for item in todo)))
         store.make_room(len(todo) * features.item_bytes + len(undecoded) * images.item_bytes, limit_gib)
     # All workers must have seen what is missing before one adds to the cache, or their shares would not fit together.
     strategy.barrier()
     # All workers, since TensorFlow creates variables on all at once.
-    base = _compiled(extraction.part, model.weights_hash(extraction.part), extraction.engine)
+    base = _compiled(extraction.part, extraction.weights, extraction.engine)
     if share := strategy.share(todo):
         _compute(base, extraction, share)
     strategy.barrier()
@@ -252,15 +266,20 @@ def _complete(extraction: Extraction, passes: list[Pass], limit_gib: float) -> N
 def _compute(base: Callable, extraction: Extraction, passes: list[Pass]) -> None:
     """Computes the passes by a function of `_compiled` and adds them to the cache, chunk by chunk."""
     chunks = [passes[start : start + store.CHUNK] for start in range(0, len(passes), store.CHUNK)]
-    with ThreadPoolExecutor(1) as reader, tqdm(total=len(passes), desc="features", unit="img", delay=5) as bar:
-        # The next chunk is read and decoded while the base works on this one.
-        ahead = reader.submit(_read, chunks[0], extraction)
-        for chunk, following in itertools.zip_longest(chunks, chunks[1:]):
-            images = ahead.result()
-            if following:
-                ahead = reader.submit(_read, following, extraction)
+    with tqdm(total=len(passes), desc="features", unit="img", delay=5) as bar:
+        for chunk, images in zip(chunks, _ahead(functools.partial(_read, extraction=extraction), chunks)):
             extraction.features.add([item.name for item in chunk], _run(base, chunk, images, extraction))
             bar.update(len(chunk))
+
+
+def _ahead(function: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
+    """The results of a function in turn; the next one is computed in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(function, items[0])
+        for following in items[1:]:
+            result, waiting = waiting.result(), pool.submit(function, following)
+            yield result
+        yield waiting.result()
 
 
 @functools.lru_cache(maxsize=1)
@@ -284,19 +303,22 @@ def _read(chunk: list[Pass], extraction: Extraction) -> dict[str, np.ndarray]:
 
 def _run(base: Callable, chunk: list[Pass], images: dict, extraction: Extraction) -> np.ndarray:
     """The features (len(chunk), *shape) of the passes, in batches of BATCH, one for each device at a time."""
-    outputs = []
     batches = [chunk[start : start + BATCH] for start in range(0, len(chunk), BATCH)]
-    for start in range(0, len(batches), strategy.device_count()):
-        group = batches[start : start + strategy.device_count()]
-        outputs += base([_batch(passes, images, extraction) for passes in group])
+    count = strategy.device_count()
+    groups = [batches[start : start + count] for start in range(0, len(batches), count)]
+    filled = _ahead(lambda group: [_batch(passes, images, extraction) for passes in group], groups)
+    outputs = [output for group in filled for output in base(group)]
     # The last batch is filled up.
     return np.concatenate(outputs)[: len(chunk)]
 
 
-def _batch(passes: list[Pass], images: dict, extraction: Extraction) -> tf.Tensor:
+def _batch(passes: list[Pass], images: dict, extraction: Extraction) -> np.ndarray | tf.Tensor:
     """The views of the passes, (BATCH, size, size, 3), float32, filled up with zeros."""
     batch = np.zeros((BATCH, *extraction.images.shape), np.float32)
-    batch[: len(passes)] = [images[item.pixels] for item in passes]
+    for place, item in zip(batch, passes):
+        place[:] = images[item.pixels]
+    if not extraction.augment and not any(item.view for item in passes):
+        return batch
     if not extraction.augment:
         return turns.turn(tf.constant(batch), [item.view for item in passes] + [0] * (BATCH - len(passes)))
     draws = np.zeros((BATCH, augmentation.DRAWS), np.float32)

@@ -53,6 +53,11 @@ class Store:
             self._check(chunk)
         return [name for name in names if name not in self.places]
 
+    def absent(self, names: list[str]) -> list[str]:
+        """The names that have no array here by the index alone, which is quick; arrays may be damaged."""
+        self._read_index()
+        return [name for name in names if name not in self.places]
+
     def add(self, names: list[str], arrays: np.ndarray) -> None:
         """Writes one chunk.
 

@@ -24,9 +24,10 @@ def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "speed.json").read_text())
-    ratios = {"extract_vs_predict", "extract_vs_frozen_graph", "workload_no_augment", "workload_views_4"}
+    ratios = {"extract_vs_predict", "extract_vs_best", "extract_vs_frozen_graph", "workload_no_augment", "workload_views_4"}
     assert ratios <= figures["ratios"].keys() and set(figures["growth_seconds"]) == {"32", "64"}
     assert figures["warm_seconds"] > 0 and figures["peak_memory_gib"] > 0.1 and figures["first_feature_seconds"] > 0
+    assert figures["engine"] in ("TensorFlow", "OpenVINO") and f"engine of this project: {figures['engine']} in" in result.stdout
     assert "times Keras predict" in result.stdout and [path.name for path in tmp_path.iterdir()] == ["speed.json"]
     monkeypatch.setattr(benchmark, "measure", lambda *_: figures)
     benchmark.main(["--beside", "speed.json"])
@@ -42,6 +43,7 @@ def test_the_workload_is_extrapolated_as_documented():
     views = 7_907 * 4 / 40 + 5_279 / 40 + (7_909 / 20 - 7_909 / 40) + 6
     assert figures["workload_seconds"]["views_4"] == pytest.approx(views)
     assert figures["ratios"]["extract_vs_predict"] == 2 and figures["ratios"]["extract_vs_openvino"] == 0.8
+    assert figures["ratios"]["extract_vs_best"] == 0.8
     assert figures["ratios"]["predict_share_of_peak"] == pytest.approx(20 * 7.7 / 400)
     assert figures["ratios"]["cold_vs_predict"] == 1 and figures["spread"]["fit"] == [9, 12]
 

@@ -20,7 +20,7 @@ def trained(network):
 
 def difference(one, other, images):
     expected = one(images, training=False).numpy()
-    return np.abs(np.float32(other(images, training=False)) - expected).max() / np.abs(expected).max()
+    return np.abs(other(images, training=False).numpy() - expected).max() / np.abs(expected).max()
 
 
 def norms(network):
@@ -79,10 +79,10 @@ def test_a_part_in_bfloat16_can_be_folded_to_float32(images, float32):
     pixels = keras.Input((64, 64, 3))
     x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(pixels))
     x = keras.Sequential([keras.layers.Conv2D(5, 3, activation="relu"), keras.layers.Activation("relu")])(x)
-    reduced = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
+    reduced = keras.Model(pixels, keras.layers.GlobalAveragePooling2D(dtype="float32")(x))
     keras.mixed_precision.set_global_policy("float32")
     folded = inference_form.fold(reduced, float32=True)
     layers = [inner for layer in folded.layers for inner in getattr(layer, "layers", [layer])]
     assert {layer.compute_dtype for layer in layers} == {"float32"}
-    assert folded(images).dtype == "float32" and difference(folded, reduced, images) < 0.05
-    assert inference_form.fold(reduced)(images).dtype == "bfloat16"
+    assert difference(folded, reduced, images) < 0.02
+    assert inference_form.fold(reduced).layers[1].compute_dtype == "bfloat16"
