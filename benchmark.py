@@ -34,15 +34,14 @@ from scipy import ndimage
 import config
 import data
 import model
-from benchmarks import engines, table, timing
-from benchmarks.table import EPOCHS, IMAGES, ROWS, VALID_ROWS, VIEWS
+from benchmarks import engines, heads, table, timing
+from benchmarks.table import EPOCHS, IMAGES, ROWS, VIEWS
 from devices import fastest, gpu_check, precision
 from features import extraction
 from features.engine import BATCH
 from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
-from training import phases
 
 # The first features of a process: what it imports and builds, and a batch of images.
 FIRST = """
@@ -128,7 +127,8 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     # A first extraction, so that no other one traces the graph.
     measure_cold(fast, rows.head(BATCH), settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in growing(images)}
-    head = [train_head(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
+    head = [heads.train(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
+    fold_seconds = heads.cross_validate_fold(fast, settings, min(head_rows, IMAGES))
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rates = timing.race(contestants(fast, rows, settings), rounds)
     others = {
@@ -141,6 +141,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         "peak_memory_gib": peak_gib,
         "first_feature_seconds": first_feature(rows.head(BATCH), settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
+        "cross_validation_seconds": heads.FOLDS * fold_seconds,
     }
     return table.summarise(rates, growth, head, others)
 
@@ -210,30 +211,6 @@ def augmenting(settings: config.Settings) -> config.Settings:
     """The settings with the augmentation of thesis.yaml."""
     thesis = config.load_settings(Path(__file__).with_name("thesis.yaml")).augment
     return settings.model_copy(update={"augment": thesis.model_copy(update={"views": VIEWS})})
-
-
-def train_head(network: keras.Model, settings: config.Settings, rows: int, momentum: float) -> float:
-    """Seconds to train the head for the thesis' epochs on random features.
-
-    Args:
-        network: of which the head is trained.
-        settings: of the run.
-        rows: of training; those of validation are in the thesis' proportion.
-        momentum: of the gradient descent.
-    """
-    rng, width = np.random.default_rng(0), network.get_layer("pooling").output.shape[-1]
-    array = rng.normal(size=(IMAGES, width)).astype(np.float32)
-    train = extraction.Features(array, rng.integers(0, IMAGES, (rows, 1)), np.arange(rows) % 2)
-    valid = train.select(slice(rows * VALID_ROWS // ROWS))
-    changed = settings.train.model_copy(update={"epochs": EPOCHS, "momentum": momentum})
-    settings = settings.model_copy(update={"train": changed})
-
-    def run() -> None:
-        phase = phases.head_on_features(model.head(network), train, valid, settings)
-        model.compile_model(phase.trained, settings.train, phase.rate)
-        phases.fit(phase, [], verbose=0)
-
-    return timing.seconds(run)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def describe(figures: dict) -> str:
         *(f"  {title:42}{workload[name] / 60:8.2f} min   {ratios[f'workload_{name}']:.0f} times faster"
           for name, title in WORKLOADS.items()),
         f"  this project, features cached (head only)   {figures['warm_seconds']:8.1f} s",
+        f"  nested cross-validation, 5 folds, the same  {figures['cross_validation_seconds']:8.1f} s",
         "",
         "extraction " + ", ".join(f"{ratios[f'extract_vs_{name}']:.2f} times {title}" for name, title in {
             "predict": "Keras predict", "best": "the best other engine", "frozen_graph": "the frozen graph",

@@ -26,6 +26,7 @@ def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys
     figures = json.loads((tmp_path / "speed.json").read_text())
     ratios = {"extract_vs_predict", "extract_vs_best", "extract_vs_frozen_graph", "workload_no_augment", "workload_views_4"}
     assert ratios <= figures["ratios"].keys() and set(figures["growth_seconds"]) == {"32", "64"}
+    assert figures["cross_validation_seconds"] > 0
     assert figures["warm_seconds"] > 0 and figures["peak_memory_gib"] > 0.1 and figures["first_feature_seconds"] > 0
     assert figures["engine"] in ("TensorFlow", "OpenVINO") and f"engine of this project: {figures['engine']} in" in result.stdout
     assert "times Keras predict" in result.stdout and [path.name for path in tmp_path.iterdir()] == ["speed.json"]
