@@ -99,7 +99,9 @@ def fit(
 
 def _predict(phase: phases.Phase, views: int) -> np.ndarray:
     """The probabilities of malignant of the images that are held out (n,), float64, the mean over their views."""
-    of_views = phase.trained.predict(phase.batches.valid, verbose=0)[:, 0].astype(float)
+    # Turned images are a dataset of unknown length, of which Keras 3 would warn.
+    valid, steps = phase.batches.valid, phase.batches.valid_steps
+    of_views = phase.trained.predict(valid, steps=steps, verbose=0)[:, 0].astype(float)
     return of_views.reshape(-1, views).mean(axis=1)
 
 
