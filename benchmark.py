@@ -37,8 +37,7 @@ import model
 from benchmarks import engines, heads, table, timing
 from benchmarks.table import EPOCHS, IMAGES, ROWS, VIEWS
 from devices import fastest, gpu_check, precision
-from features import extraction
-from features.engine import BATCH
+from features import engine, extraction
 from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
@@ -121,11 +120,11 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     """
     rows = write_images(images)
     settings = stain_normalization.fitted(fastest.with_fastest(settings), rows)
-    name, engine = settings.train.precision, settings.train.engine
-    device = precision.use_device(name, engine=engine)
+    name = settings.train.precision
+    device = precision.use_device(name, engine=settings.train.engine)
     fast = model.build(settings)
     # A first extraction, so that no other one traces the graph.
-    measure_cold(fast, rows.head(BATCH), settings)
+    measure_cold(fast, rows.head(engine.BATCH), settings)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in growing(images)}
     head = [heads.train(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     fold_seconds = heads.cross_validate_fold(fast, settings, min(head_rows, IMAGES))
@@ -134,12 +133,12 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     others = {
         "device": device,
         "precision": name,
-        "engine": fastest.TITLES[engine],
+        "engine": fastest.TITLES[settings.train.engine],
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
         "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
         "peak_memory_gib": peak_gib,
-        "first_feature_seconds": first_feature(rows.head(BATCH), settings),
+        "first_feature_seconds": first_feature(rows.head(engine.BATCH), settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
         "cross_validation_seconds": heads.FOLDS * fold_seconds,
     }
@@ -149,7 +148,7 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
 def growing(images: int) -> list[int]:
     """Half the images, half of these and so on, in rising order, but no fewer than a batch."""
     counts = [images]
-    while counts[0] // 2 >= BATCH and len(counts) < 5:
+    while counts[0] // 2 >= engine.BATCH and len(counts) < 5:
         counts.insert(0, counts[0] // 2)
     return counts
 
@@ -163,10 +162,10 @@ def contestants(fast: keras.Model, rows: pd.DataFrame, settings: config.Settings
     some = rows.head(max(64, len(rows) // 4))
     batches = engines.in_memory(rows, settings.data.image_size)
     built = {
-        "predict": engines.predict(fast, batches[: len(some) // BATCH]),
+        "predict": engines.predict(fast, batches[: len(some) // engine.BATCH]),
         "extract": engines.extract_again(fast, rows, settings, augmented=False),
         "extract_views": engines.extract_again(fast, some, augmenting(settings), augmented=True),
-        "frozen_graph": engines.frozen_graph(fast, batches[: len(some) // BATCH]),
+        "frozen_graph": engines.frozen_graph(fast, batches[: len(some) // engine.BATCH]),
         "openvino": engines.openvino(fast, batches),
         "matmul": engines.matmul("float32" if settings.train.precision == "float32" else "bfloat16"),
     }

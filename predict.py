@@ -45,7 +45,6 @@ import model
 from evaluation import calibration, gradcam, metrics, out_of_distribution
 from evaluation.evaluation import RESEARCH_ONLY
 from features import engine, feature_files, source
-from features.engine import BATCH
 from images import external_images, other_files, stain_normalization, turns
 from safety import atomic_files, command_line, csv_files
 from safety.errors import InputError
@@ -211,8 +210,8 @@ def _batches(paths: list[Path], data: config.Data) -> Iterator[tuple[int, np.nda
         return stain_normalization.normalise(image, data), error
 
     with ThreadPoolExecutor(READERS) as pool, tqdm(None, "predicting", len(paths), unit="img", delay=5) as bar:
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
+        for start in range(0, len(paths), engine.BATCH):
+            batch = paths[start : start + engine.BATCH]
             images, errors = zip(*pool.map(read, batch))
             yield start, np.stack(images), errors
             bar.update(len(batch))
@@ -220,9 +219,9 @@ def _batches(paths: list[Path], data: config.Data) -> Iterator[tuple[int, np.nda
 
 def _pooled_features(base: Callable, images: np.ndarray, view: int) -> np.ndarray:
     """The pooled features of an exact turn of at most BATCH images, padded with zeros to the one shape."""
-    padded = np.zeros((BATCH, *images.shape[1:]), np.float32)
+    padded = np.zeros((engine.BATCH, *images.shape[1:]), np.float32)
     padded[: len(images)] = images
-    return base([turns.turn(tf.constant(padded), [view] * BATCH)])[0][: len(images)]
+    return base([turns.turn(tf.constant(padded), [view] * engine.BATCH)])[0][: len(images)]
 
 
 def judge(rows: pd.DataFrame, about: dict, margin: float) -> pd.DataFrame:

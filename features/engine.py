@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Union
 
 import keras
 import numpy as np
@@ -15,10 +14,9 @@ from features import inference_form
 
 # Images in a batch. The last batch is filled up, so that a graph of one shape is enough.
 BATCH = 32
-Batch = Union[np.ndarray, tf.Tensor]
 
 
-def compiled(part: keras.Model, engine: str) -> Callable[[list[Batch]], list[np.ndarray]]:
+def compiled(part: keras.Model, engine: str) -> Callable[[list[np.ndarray | tf.Tensor]], list[np.ndarray]]:
     """Compiles a frozen part of the network in its own precision, with its weights as they are now.
 
     Args:

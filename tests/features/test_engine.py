@@ -73,7 +73,7 @@ def test_views_agree(tree, rows, overrides, more):
 
 
 def test_feature_maps_below_the_cut_agree(tree, rows):
-    part = fine_tuning.below(model.build(options(tree)), "conv4_block1")
+    part = fine_tuning.below(model.build(options(tree, "model.base=resnet50")), "conv4_block1")
     plain, other, _ = both(tree, lambda settings: extraction.extract(part, rows.head(5), settings))
     assert plain.ndim == 5 and away(other, plain) < 1e-3
 

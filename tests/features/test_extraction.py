@@ -163,7 +163,7 @@ def flip(position):
 
 @pytest.mark.parametrize("spoil, most", [
     (flip(1000), 32),
-    (flip(8192 * 60 + 5), 32),
+    (flip(2048 * 60 + 5), 32),
     (lambda folder: (folder / "000001.json").write_text(""), 32),
     (lambda folder: (folder / "000001.json").write_text('{"names": []}'), 32),
     (lambda folder: (folder / "arrays.bin").unlink(), 70),
