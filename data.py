@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 import config
-from images import audit, data_plots, folds_csv, leaks, other_files, plot_style, split_lists, splits
+from images import audit, folds_csv, leaks, other_files, split_lists, splits
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
@@ -259,6 +259,9 @@ def main(arguments: list[str]) -> int:
 
 def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, out: Path) -> None:
     """Prints the counts of the table and of its split; draws the split and one image of each kind."""
+    # Here and below, since Matplotlib takes a second to import and a table or split without figures needs none.
+    from images import data_plots, plot_style
+
     folder, note = audit.image_folder(settings.root), notice(settings.root)
     sheet = data_plots.sheet(sample_images(table, folder), {name: label for label, name in SUBTYPES.values()})
     print(summary(table), leaks.describe(parts, splits.training_rows(parts, settings)), sep="\n\n")
@@ -270,7 +273,7 @@ def show_table(table: pd.DataFrame, parts: pd.DataFrame, settings: config.Data, 
 def show_augmented(table: pd.DataFrame, settings: config.Settings, out: Path) -> int:
     """Draws training images before and after normalisation and augmentation."""
     # TensorFlow, which takes seconds to import, is needed here alone.
-    from images import augmented_sheet
+    from images import augmented_sheet, plot_style
 
     table, _ = audit.usable_rows(splits.select(table, settings.data), settings.data)
     table = splits.split(table, settings.data)
@@ -282,6 +285,8 @@ def show_augmented(table: pd.DataFrame, settings: config.Settings, out: Path) ->
 
 def show_audit(table: pd.DataFrame, settings: config.Data, out: Path) -> int:
     """Prints the audit, writes it as JSON and draws up to 60 suspicious images; returns the exit status."""
+    from images import data_plots, plot_style
+
     folder = audit.image_folder(settings.root)
     findings = audit.inspect(table.path.unique(), folder, audit.findings_path(settings))
     report = audit.report(table, findings, folder)

@@ -66,6 +66,18 @@ def test_all_but_help_loads_modules_as_they_are_imported():
     assert done.returncode == 2 and "'tensorflow.python'" in done.stderr
 
 
+@pytest.mark.parametrize("mode", ["--split", "--check"])
+def test_a_split_is_made_and_checked_without_what_draws_and_trains(tree, tmp_path, mode):
+    settings = ["data.protocol=image", f"data.folds={tree}/Folds.csv", f"data.root={tree}", "data.test_per_class=2"]
+    (tmp_path / "list.csv").write_text("filename,set\n")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, ROOT / "data.py", mode, tmp_path / "list.csv", *settings],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    loaded = done.stderr.splitlines()[-1]
+    assert "sklearn" in loaded and not [name for name in ("tensorflow", "matplotlib", "seaborn") if name in loaded]
+
+
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_in_the_first_imports_ends_a_command_quietly(command, number):
