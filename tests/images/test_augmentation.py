@@ -31,7 +31,7 @@ def batch(images, draws, settings, monkeypatch):
     monkeypatch.setattr(augmentation, "draws_of", lambda name, seed: draws[int(name)])
     passes = [extraction.Pass(f"{view}", "", str(view), view) for view in range(len(images))]
     store = extraction.Store(Path("none"), images.shape[1:], np.uint8)
-    cached = extraction.Extraction(None, store, store, Path(), settings.data, settings.augment, 0)
+    cached = extraction.Extraction(None, "", "tensorflow", store, store, Path(), settings.data, settings.augment, 0)
     return extraction._batch(passes, {str(view): image for view, image in enumerate(images)}, cached)[: len(images)]
 
 

@@ -160,7 +160,7 @@ def test_a_checkpoint_of_an_earlier_version_has_the_settings_of_then(saved, tmp_
     ({"familiar": {**FAMILIAR, "mean": [0.0] * 3}}, "familiar.mean has 3 numbers, needed are 512"),
     ({"familiar": {**FAMILIAR, "deviation": [0.0] * 512}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
     ({"familiar": {**FAMILIAR, "deviation": [1e-300] * 512}}, "familiar.deviation.0: input should be greater than or equal to 0.0003"),
-    ({"familiar": {**FAMILIAR, "deviation": [1.0] * 511}}, "familiar.deviation has 2047 numbers, needed are 512"),
+    ({"familiar": {**FAMILIAR, "deviation": [1.0] * 511}}, "familiar.deviation has 511 numbers, needed are 512"),
     ({"familiar": {**FAMILIAR, "mean": [1e300] * 512}}, "familiar.mean.0: input should be less than or equal to 34028"),
     ({"familiar": {**FAMILIAR, "mean": [float("nan")] * 512}}, "familiar.mean.0: input should be a finite number"),
     ({"familiar": {**FAMILIAR, "limit": 1e300}}, "familiar.limit: input should be less than or equal to 34028"),

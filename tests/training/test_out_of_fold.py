@@ -89,8 +89,8 @@ def test_the_stain_is_fitted_on_all_training_images_whatever_upsampling_draws(pr
 @pytest.mark.parametrize("override, epochs", [
     ("train.features=cached", [2]),
     ("data.stain=reinhard", [1]),
-    ("model.trainable_from=conv5_block3", [1, 1]),
-    ("model.trainable_from=conv5_block3 train.features=end_to_end", [1, 1]),
+    ("model.trainable_from=block5", [1, 1]),
+    ("model.trainable_from=block5 train.features=end_to_end", [1, 1]),
 ])  # fmt: skip
 def test_an_image_has_the_mean_over_its_turns_in_every_way_of_training(tree, override, epochs):
     """By hand, each image turned by NumPy, through the network that `fit` returns; the turns of another differ."""
