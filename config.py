@@ -159,7 +159,7 @@ class Train(Section):
     )
     # Runs and checkpoints from before this setting have no key for it: theirs was TensorFlow.
     engine: Literal["auto", "tensorflow", "openvino"] = Field(
-        "tensorflow", description="what runs the frozen base: auto (the fastest), tensorflow or openvino (an extra)"
+        "tensorflow", description="what runs the frozen base: auto (the fastest), tensorflow or openvino (if installed)"
     )
     strategy: Literal["auto", "one", "mirrored"] = Field(
         description="auto (all GPUs, and the hosts of TF_CONFIG), one (device) or mirrored (all devices of this host)"
@@ -216,6 +216,11 @@ class Settings(Section):
             alike = f"; the nearest is {nearest(block, blocks)}" * bool(nearest(block, blocks))
             allowed = f"allowed with base {name}: {', '.join(blocks)}"
             raise ValueError(f"model.trainable_from: {allowed}, got {block!r}{alike}")
+        if self.train.engine == "openvino" and (not self.cached or self.model.imported):
+            raise ValueError(
+                "train.engine: must be auto or tensorflow where no frozen base computes features (train.features="
+                "end_to_end, model.base=cnn or file), got openvino"
+            )
         if base and size < base.smallest:
             raise ValueError(f"data.image_size: must be at least {base.smallest} with base {name}, got {size}")
         return self

@@ -31,7 +31,17 @@ from features import source
 from images import audit, leaks, plot_style, splits, stain_normalization
 from safety import command_line, lock, signals
 from safety.errors import InputError
-from training import callbacks, checkpoint, environment, lr_range_test, phases, resume, training_plots, tuner
+from training import (
+    callbacks,
+    changed_settings,
+    checkpoint,
+    environment,
+    lr_range_test,
+    phases,
+    resume,
+    training_plots,
+    tuner,
+)
 
 
 class Experiment(NamedTuple):
@@ -167,7 +177,8 @@ def search(run: Path, settings: config.Settings, trials: int | None) -> None:
     folder = run.with_name(f"{run.name}-{name}")
     again = f"--tune {trials} --config {folder}/config.yaml" if trials else ""
     with lock.exclusive(folder), resume.advice_on_stop(folder, again):
-        settings, _, rows, network, record = prepare(settings)
+        known = changed_settings.with_known_values(folder, settings)
+        settings, _, rows, network, record = prepare(known)
         if trials:
             tuner.search(trials, folder, tuner.prepare(network, rows, settings), record["notice"])
         else:

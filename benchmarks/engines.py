@@ -66,10 +66,11 @@ def frozen_graph(network: keras.Model, batches: list[np.ndarray]) -> Callable[[]
 
 
 def openvino(network: keras.Model, batches: list[np.ndarray]) -> Callable[[], int] | None:
-    """OpenVINO alone, in the precision of the network; None where it is not installed."""
-    if not openvino_cpu.is_installed():
+    """OpenVINO alone, in the precision of the network; None where it is not installed or does not compute in it."""
+    part = model.pooled(network)
+    if not openvino_cpu.is_installed() or engine.precision(part) not in openvino_cpu.HINTS:
         return None
-    run = engine.compiled(model.pooled(network), "openvino")
+    run = engine.compiled(part, "openvino")
     return lambda: sum(len(run([batch])[0]) for batch in batches)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from filelock import FileLock
 from pydantic import Field, TypeAdapter
 
 import config
@@ -83,11 +85,17 @@ def _openvino_is_allowed(settings: config.Settings) -> bool:
 
 def _measured(pairs: list[Pair]) -> Pair:
     """The fastest of several pairs, by the seconds on file or by timing them; says so in a line."""
-    machine, known = _machine(), _read()
-    seconds = known.get(machine, {})
-    if not {str(pair) for pair in pairs} <= seconds.keys():
-        seconds = {**seconds, **_seconds(pairs)}
-        _write({**known, machine: seconds})
+    # One process measures and the others wait, so that runs that start together choose the same.
+    writable = atomic_files.can_write(PATH.parent)
+    if writable:
+        PATH.parent.mkdir(exist_ok=True)
+    with FileLock(PATH.with_suffix(".lock")) if writable else contextlib.nullcontext():
+        machine, known = _machine(), _read()
+        seconds = known.get(machine, {})
+        if not {str(pair) for pair in pairs} <= seconds.keys():
+            seconds = {**seconds, **_seconds(pairs)}
+            if writable:
+                atomic_files.write_text(PATH, json.dumps({**known, machine: seconds}, indent=1))
     of_pairs = {pair: seconds[str(pair)] for pair in pairs}
     chosen = fastest(of_pairs)
     others = [pair for pair in pairs if pair.engine != chosen.engine] or pairs
@@ -141,11 +149,6 @@ def _read() -> dict[str, dict[str, float]]:
         return {}
 
 
-def _write(known: dict[str, dict[str, float]]) -> None:
-    if atomic_files.can_write(PATH.parent):
-        atomic_files.write_text(PATH, json.dumps(known, indent=1))
-
-
 def _seconds(pairs: list[Pair]) -> dict[str, float]:
     """Seconds that each pair takes for a batch, the median of ROUNDS; all in turn, so that others' load meets all."""
     images = np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
@@ -175,12 +178,13 @@ def _network(dtype: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """
     rng, weights = np.random.default_rng(0), []
 
-    def convolve(x: tf.Tensor, kernel: tf.Variable, stride: int = 1) -> tf.Tensor:
+    def convolve(x: tf.Tensor, kernel: np.ndarray, stride: int = 1) -> tf.Tensor:
         return tf.nn.conv2d(x, tf.cast(kernel, dtype), stride, "SAME")
 
-    def kernel(size: int, inputs: int, outputs: int) -> tf.Variable:
+    # No variables, since several workers would have to create them together, and not all of them measure.
+    def kernel(size: int, inputs: int, outputs: int) -> np.ndarray:
         scale = np.sqrt(2 / (size * size * inputs))
-        return tf.Variable(rng.normal(0, scale, (size, size, inputs, outputs)).astype(np.float32))
+        return rng.normal(0, scale, (size, size, inputs, outputs)).astype(np.float32)
 
     stem = kernel(7, 3, 64)
     for inputs, width in ((64, 64), (256, 128), (512, 256), (1024, 512)):

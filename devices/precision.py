@@ -32,8 +32,8 @@ def use_device(precision: str, deterministic: bool = False, engine: str = "tenso
         The device and the precision in words, for example "CPU, 2 cores, float32", and the engine if it is OpenVINO.
 
     Raises:
-        InputError: bfloat16 is asked for under a limit on oneDNN's instructions that rules it out, or OpenVINO is and
-            is not installed.
+        InputError: bfloat16 is asked for under a limit on oneDNN's instructions that rules it out, or of OpenVINO on a
+            processor without it; or OpenVINO is asked for and not installed.
     """
     openvino_cpu.check(engine)
     gpus = grow_memory()
@@ -42,6 +42,9 @@ def use_device(precision: str, deterministic: bool = False, engine: str = "tenso
             f"train.precision: must be auto or float32 while {LIMIT} is {os.environ[LIMIT]}, under which oneDNN has no "
             "bfloat16, got 'bfloat16'"
         )
+    if engine == "openvino" and precision == "bfloat16" and not has_bfloat16():
+        # OpenVINO would compute in float32 without a word.
+        raise InputError("train.precision: must be auto or float32 with OpenVINO on this processor, got 'bfloat16'")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(precision if precision == "float32" else f"mixed_{precision}")

@@ -80,6 +80,8 @@ def _strategy(train: config.Train, run: Path) -> tf.distribute.Strategy | None:
             raise InputError(f"TF_CONFIG: this worker cannot listen at its own address: {error.message}") from None
     if train.strategy == "mirrored":
         keras_stack.refuse_several("train.strategy=mirrored")
+    if len(gpus) > 1 and train.engine == "openvino":
+        raise InputError("train.engine: must be auto or tensorflow with several GPUs, got openvino")
     if train.strategy == "mirrored" or (len(gpus) > 1 and not keras_stack.KERAS_3):
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -224,23 +224,24 @@ def test_only_auto_takes_the_precision_of_the_folder(tmp_path, given, expected):
     assert changed_settings.with_known_values(tmp_path, settings).train.precision == expected
 
 
-@pytest.mark.parametrize("theirs", ["float32", "bfloat16"])
-def test_of_two_hosts_that_start_at_once_the_second_is_told_the_precision_of_the_first(tmp_path, monkeypatch, theirs):
-    settings = {name: crossval.config.load_settings(None, [f"train.precision={name}"]) for name in ("float32", "bfloat16")}
+@pytest.mark.parametrize("theirs", ["train.precision=float32", "train.precision=bfloat16", "train.engine=openvino"])
+def test_of_two_hosts_that_start_at_once_the_second_is_told_what_the_first_has_found(tmp_path, monkeypatch, theirs):
+    found = ["train.precision=float32", "train.engine=tensorflow"]
+    settings, ours = crossval.config.load_settings(None, [*found, theirs]), crossval.config.load_settings(None, found)
     drawn = pd.DataFrame({"filename": ["a.png"], "repeat": 1, "fold": 1})
     record, rename = dict.fromkeys(cross_validation_files.UNCHANGED, "1"), cross_validation_files._rename
 
     def late(temporary, folder):
         monkeypatch.setattr(cross_validation_files, "_rename", rename)
-        cross_validation_files.open_folder(folder, settings[theirs], drawn, record)
+        cross_validation_files.open_folder(folder, settings, drawn, record)
         return rename(temporary, folder)
 
     monkeypatch.setattr(cross_validation_files, "_rename", late)
     with contextlib.ExitStack() as stack:
-        if theirs != "float32":
-            words = "cv was begun by another process just now, with train.precision=bfloat16.*: the same command goes on"
+        if theirs not in found:
+            words = f"cv was begun by another process just now, with {theirs}, got .*: the same command goes on"
             stack.enter_context(pytest.raises(InputError, match=words))
-        cross_validation_files.open_folder(tmp_path / "cv", settings["float32"], drawn, record)
+        cross_validation_files.open_folder(tmp_path / "cv", ours, drawn, record)
 
 
 def test_the_stain_that_a_run_has_fitted_is_no_changed_setting(tmp_path):

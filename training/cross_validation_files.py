@@ -94,7 +94,7 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
         (temporary / "folds").mkdir()
         if _rename(temporary, folder):
             return
-        _refuse_another_precision(folder, settings)
+        _refuse_another_choice(folder, settings)
     if not is_cross_validation(folder):
         raise InputError(f"{folder} exists and is no cross-validation; give another NAME")
     changed_settings.refuse(folder, settings)
@@ -105,14 +105,16 @@ def open_folder(folder: Path, settings: config.Settings, drawn: pd.DataFrame, re
         raise InputError(f"{folder}: {changed[0]} no longer what it was started with; give another NAME")
 
 
-def _refuse_another_precision(folder: Path, settings: config.Settings) -> None:
-    """Refuses where `auto` found another one here than in the process that created the folder meanwhile."""
-    theirs, ours = config.load_settings(folder / "config.yaml", of_run=True).train.precision, settings.train.precision
-    if theirs != ours:
-        raise InputError(
-            f"{folder} was begun by another process just now, with train.precision={theirs}, got {ours}: the same "
-            "command goes on with the one of the folder"
-        )
+def _refuse_another_choice(folder: Path, settings: config.Settings) -> None:
+    """Refuses where `auto` found something else here than in the process that created the folder meanwhile."""
+    changes = changed_settings.between(config.load_settings(folder / "config.yaml", of_run=True), settings)
+    for name in ("train.precision", "train.engine"):
+        if name in changes:
+            theirs, ours = changes[name]
+            raise InputError(
+                f"{folder} was begun by another process just now, with {name}={theirs}, got {ours}: the same command "
+                "goes on with the one of the folder"
+            )
 
 
 def _rename(temporary: Path, folder: Path) -> bool:

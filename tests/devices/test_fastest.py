@@ -151,3 +151,26 @@ def test_engines_are_timed(monkeypatch):
     names = ["float32", *(["bfloat16"] if precision.has_bfloat16() else [])]
     pairs = [Pair(engine, name) for engine in ("tensorflow", "openvino") for name in names]
     assert all(seconds > 0 for seconds in fastest._seconds(pairs).values())
+
+
+@pytest.mark.parametrize("override, base", [("train.features=end_to_end", "resnet50"), ("model.base=cnn", "cnn")])
+def test_openvino_is_refused_where_no_features_are_computed(override, base):
+    words = "^train.engine: must be auto or tensorflow where no frozen base computes features .*, got openvino"
+    with pytest.raises(InputError, match=words):
+        config.load_settings(None, ["train.engine=openvino", override])
+    assert config.load_settings(None, [override]).model.base == base
+
+
+def test_openvino_in_bfloat16_is_refused_on_a_processor_without_it(timed):
+    processor("Model Two", "avx2")
+    with pytest.raises(InputError, match="with OpenVINO on this processor, got 'bfloat16'"):
+        precision.use_device("bfloat16", engine="openvino")
+
+
+def test_the_measurement_makes_no_variables(monkeypatch):
+    """Several workers would have to create them together, and only those measure whose cache has no answer."""
+    monkeypatch.setattr(fastest.tf, "Variable", None)
+    made = []
+    with fastest.tf.variable_creator_scope(lambda create, **options: made.append(options) or create(**options)):
+        fastest._network("float32").get_concrete_function()
+    assert made == []
