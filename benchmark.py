@@ -3,7 +3,7 @@
     python benchmark.py --json speed.json      the table, and all figures as JSON
     python benchmark.py --beside speed.json    the table, and this run next to that one, such as the other stack's
     python benchmark.py --check-gpu            checks, line by line, what a run on a GPU meets
-    pip install onnxruntime tf2onnx            adds ONNX Runtime to the race; openvino is train.engine's
+    pip install onnxruntime tf2onnx            adds ONNX Runtime; pip install openvino adds OpenVINO
 
 Every figure is a median over the rounds, with the lowest and the highest. Compare ratios: seconds depend on the machine
 and on its other users.

@@ -174,7 +174,7 @@ def _network(dtype: str) -> Callable[[tf.Tensor], tf.Tensor]:
     """ResNet50's stem and, of each of its four stages, one bottleneck block, with a convolution between two stages.
 
     He et al., "Deep Residual Learning for Image Recognition", 2016. It has a third of the base's work and all of its
-    shapes of convolutions; as in the base, the weights are kept in float32.
+    shapes of convolutions; the weights are constants in float32.
     """
     rng, weights = np.random.default_rng(0), []
 

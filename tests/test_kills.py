@@ -94,11 +94,10 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-@pytest.mark.parametrize("kills, jobs", [(1, 1), pytest.param(20, 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills, jobs", [(2, 1), pytest.param(20, 2, marks=pytest.mark.long)])
 def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills, jobs):
-    settings = tiny_settings(tree, *MODES["cached"], "data.protocol=patient")
-    settings = [text for text in settings if not text.startswith("train.run")]
-    arguments = ["cv", *settings, "--folds", "2", "--repeats", str(jobs), "--jobs", str(jobs)]
+    settings = [text for text in tiny_settings(tree, "data.protocol=patient") if not text.startswith("train.run")]
+    arguments = ["cv", *settings, "--folds", "2", "--repeats", "2", "--jobs", str(jobs)]
     place, seconds = tmp_path / "undisturbed", -time.monotonic()
     place.mkdir()
     process = start(place, *arguments, command="crossval.py")
