@@ -240,6 +240,9 @@ def main(arguments: list[str]) -> int:
         return show_audit(table, settings.data, Path(args.out))
     if args.augmented:
         return show_augmented(table, settings, Path(args.out))
+    if not args.split:
+        # Refuses a missing folder before anything is printed.
+        audit.image_folder(settings.data.root)
     parts = audit.known_pixels(splits.select(table, settings.data), settings.data)
     if "pixels" not in parts and settings.data.protocol != "row":
         again = shlex.join(

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import config
+from images import audit
 from safety import command_line
 from safety.errors import InputError
 from training import changed_settings, jobs
@@ -36,8 +37,12 @@ def main(arguments: list[str]) -> int:
     args = parser.parse(arguments)
     common = ["--config", args.config] if args.config else []
     runs = grid(args.name, args.overrides)
-    for name, settings in runs.items():
-        changed_settings.refuse(Path("runs", name), config.load_settings(args.config, settings))
+    for name, overrides in runs.items():
+        settings = config.load_settings(args.config, overrides)
+        changed_settings.refuse(Path("runs", name), settings)
+        if not (settings.model.imported or finished(name, args.crossval)):
+            # Refuses a missing folder once, before the first run is started.
+            audit.image_folder(settings.data.root)
     mine = jobs.share(list(runs), args.share)
     jobs.check_count(args.jobs)
     work = cross_validate if args.crossval else train

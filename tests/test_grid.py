@@ -15,8 +15,9 @@ ROOT = Path(config.__file__).parent
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """The commands that a grid gives in a new folder, of which those of seed 1 fail once."""
+    """The commands that a grid gives in a new folder, of which those of seed 1 fail once; no image is there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid.audit, "image_folder", Path)
     commands = []
 
     def run(command, **options):
@@ -50,6 +51,13 @@ def test_every_combination_is_a_run_with_its_name():
         "train.run=a-fold-1e-2",
     ]
     assert list(grid.grid("a", ["data.seed=4"])) == ["a"]
+
+
+def test_a_missing_data_set_is_named_before_the_first_run_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="data.root: must be a folder, got 'nothing'"):
+        grid.main(["a", "data.root=nothing", "data.seed=0,1"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
@@ -86,6 +94,7 @@ def test_hosts_take_their_share_and_the_last_compares(trained, capsys):
 
 
 def test_a_grid_of_cross_validations_skips_those_that_are_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid.audit, "image_folder", Path)
     commands = []
 
     def run(command, **options):

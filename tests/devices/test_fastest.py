@@ -1,11 +1,14 @@
 """What train.engine=auto and train.precision=auto become; the timings are made up, but for one test."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import config
-from devices import fastest, openvino_cpu, precision
+from devices import fastest, openvino_cpu, precision, strategy
 from devices.fastest import Pair
 from safety.errors import InputError
 
@@ -135,6 +138,25 @@ def test_without_a_cache_to_write_to_it_is_timed_each_time(timed, monkeypatch, c
     monkeypatch.setattr(fastest.atomic_files, "can_write", lambda path: False)
     assert resolved() == resolved() and len(timed[1]) == 2 and not fastest.PATH.exists()
     assert capsys.readouterr().out.endswith("on Model One\n")
+
+
+def test_of_runs_that_start_together_one_measures_and_the_others_wait(timed, monkeypatch):
+    def measure(pairs, inner=fastest._seconds):
+        time.sleep(0.3)
+        return inner(pairs)
+
+    monkeypatch.setattr(fastest, "_seconds", measure)
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(lambda number: resolved(), range(3))) == {("tensorflow", "float32")}
+    assert len(timed[1]) == 1
+
+
+def test_openvino_is_refused_with_several_gpus(monkeypatch):
+    monkeypatch.setattr(precision, "grow_memory", lambda: ["gpu 0", "gpu 1"])
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    train = config.load_settings(None, ["train.engine=openvino"]).train
+    with pytest.raises(InputError, match="auto or tensorflow with several GPUs, got openvino"):
+        strategy._strategy(train, Path("runs/a"))
 
 
 def test_openvino_is_refused_with_what_it_cannot_do():
