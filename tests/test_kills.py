@@ -14,7 +14,6 @@ from training import environment
 
 @pytest.mark.parametrize("mode, kills, epochs", [
     ("cached", 1, 6),
-    ("end_to_end", 1, 4),
     ("from_scratch", 1, 4),
     pytest.param("cached", 50, 40, marks=pytest.mark.long),
     pytest.param("end_to_end", 20, 12, marks=pytest.mark.long),
@@ -37,8 +36,8 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_pro
     record_property("outcomes", outcome)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_grid_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills):
+@pytest.mark.long
+def test_a_killed_grid_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills=20):
     settings = [text for text in tiny_settings(tree, *MODES["from_scratch"]) if not text.startswith("train.run")]
     arguments = ["a", *settings, "train.epochs=6", "data.seed=0,1", "--jobs", "2"]
     expected, seconds = run_grid(tmp_path / "undisturbed", arguments)
@@ -65,8 +64,8 @@ def outcome_of_grid(place):
     return [what_is_left(runs / name) for name in ("a-0", "a-1")], (runs / "comparison.csv").read_bytes()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
-def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, record_property, kills):
+@pytest.mark.long
+def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, record_property, kills=20):
     """After each kill the checkpoint is whole, and so is each file that is in evaluation/."""
     shutil.rmtree(copy / "evaluation")
     started, process = time.monotonic(), start(tmp_path, "runs/tiny", command="evaluate.py")
@@ -94,8 +93,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
 
-@pytest.mark.parametrize("kills, jobs", [(2, 1), pytest.param(20, 2, marks=pytest.mark.long)])
-def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills, jobs):
+@pytest.mark.long
+def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills=20, jobs=2):
     settings = [text for text in tiny_settings(tree, "data.protocol=patient") if not text.startswith("train.run")]
     arguments = ["cv", *settings, "--folds", "2", "--repeats", "2", "--jobs", str(jobs)]
     place, seconds = tmp_path / "undisturbed", -time.monotonic()
