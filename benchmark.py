@@ -37,12 +37,12 @@ import model
 from benchmarks import engines, heads, table, timing
 from benchmarks.table import EPOCHS, IMAGES, ROWS, VIEWS
 from devices import fastest, gpu_check, precision
-from features import engine, extraction
+from features import engine, extraction, store
 from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
-# The first features of a process: what it imports and builds, and a batch of images.
+# A process that does nothing but compute features: what it imports and builds.
 FIRST = """
 import sys; sys.path.insert(0, sys.argv[1])
 import safety.startup
@@ -128,7 +128,6 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
     growth = {count: measure_cold(fast, rows.head(count), settings) for count in growing(images)}
     head = [heads.train(fast, settings, head_rows, momentum) for momentum in [0.0, *[0.5] * rounds]]
     fold_seconds = heads.cross_validate_fold(fast, settings, min(head_rows, IMAGES))
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rates = timing.race(contestants(fast, rows, settings), rounds)
     others = {
         "device": device,
@@ -137,8 +136,8 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
         "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
-        "peak_memory_gib": peak_gib,
-        "first_feature_seconds": first_feature(rows.head(engine.BATCH), settings),
+        "first_feature_seconds": in_a_process(rows.head(engine.BATCH), settings),
+        "peak_memory_gib": peak_memory(rows, settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
         "cross_validation_seconds": heads.FOLDS * fold_seconds,
     }
@@ -178,13 +177,20 @@ def contestants(fast: keras.Model, rows: pd.DataFrame, settings: config.Settings
     return {name: run for name, run in built.items() if run}
 
 
-def first_feature(rows: pd.DataFrame, settings: config.Settings) -> float:
-    """Seconds from the start of a process to the features of its first images, with an empty cache."""
+def in_a_process(rows: pd.DataFrame, settings: config.Settings) -> float:
+    """Seconds from the start of a process to the features of the rows, with an empty cache."""
     shutil.rmtree("cache", ignore_errors=True)
     Path("first.yaml").write_text(settings.to_yaml())
     rows.to_csv("first.csv", index=False)
     command = [sys.executable, "-c", FIRST, str(Path(__file__).parent), "first.yaml", "first.csv"]
     return timing.seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+
+
+def peak_memory(rows: pd.DataFrame, settings: config.Settings) -> float:
+    """GiB of a process that computes features, of more than one chunk where there are so many images."""
+    in_a_process(rows.head(2 * store.CHUNK), settings)
+    # The largest of the processes that were started and have ended, of which this one has the most images.
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
 def write_images(count: int) -> pd.DataFrame:

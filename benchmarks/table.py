@@ -99,7 +99,7 @@ def describe(figures: dict) -> str:
         f"empty cache: {ratios['cold_vs_predict']:.2f} times Keras predict; " +
         ", ".join(f"{count} images {seconds:.1f} s" for count, seconds in growth.items()),
         f"first features {figures['first_feature_seconds']:.1f} s after the start of a process; "
-        f"peak memory of extraction and head {figures['peak_memory_gib']:.2f} GiB",
+        f"peak memory of extraction {figures['peak_memory_gib']:.2f} GiB",
     ]  # fmt: skip
     return "\n".join(lines)
 
