@@ -17,7 +17,6 @@ safety.startup.start_command(__name__)  # before all other imports, which take s
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -43,17 +42,18 @@ from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
 # A process that does nothing but compute features: what it imports and builds.
-FIRST = """
+PROCESS = """
 import sys; sys.path.insert(0, sys.argv[1])
 import safety.startup
 import pandas as pd
 import config, model
+from benchmarks import memory
 from devices import precision
 from features import extraction
-from images import stain_normalization
 settings = config.load_settings(sys.argv[2])
 precision.use_device(settings.train.precision, engine=settings.train.engine)
 extraction.pooled(model.build(settings), pd.read_csv(sys.argv[3]), settings)
+print(memory.peak_gib())
 """
 
 
@@ -136,8 +136,9 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
         "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
-        "first_feature_seconds": in_a_process(rows.head(engine.BATCH), settings),
-        "peak_memory_gib": peak_memory(rows, settings),
+        "first_feature_seconds": timing.seconds(lambda: in_a_process(rows.head(engine.BATCH), settings)),
+        # Of more than one chunk, where there are so many images.
+        "peak_memory_gib": in_a_process(rows.head(2 * store.CHUNK), settings),
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
         "cross_validation_seconds": heads.FOLDS * fold_seconds,
     }
@@ -178,19 +179,13 @@ def contestants(fast: keras.Model, rows: pd.DataFrame, settings: config.Settings
 
 
 def in_a_process(rows: pd.DataFrame, settings: config.Settings) -> float:
-    """Seconds from the start of a process to the features of the rows, with an empty cache."""
+    """Extracts the features of the rows in a process of its own, with an empty cache; its peak memory in GiB."""
     shutil.rmtree("cache", ignore_errors=True)
     Path("first.yaml").write_text(settings.to_yaml())
     rows.to_csv("first.csv", index=False)
-    command = [sys.executable, "-c", FIRST, str(Path(__file__).parent), "first.yaml", "first.csv"]
-    return timing.seconds(lambda: subprocess.run(command, check=True, capture_output=True))
-
-
-def peak_memory(rows: pd.DataFrame, settings: config.Settings) -> float:
-    """GiB of a process that computes features, of more than one chunk where there are so many images."""
-    in_a_process(rows.head(2 * store.CHUNK), settings)
-    # The largest of the processes that were started and have ended, of which this one has the most images.
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), "first.yaml", "first.csv"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.splitlines()[-1])
 
 
 def write_images(count: int) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 
 import benchmark
 import config
-from benchmarks import engines, table, timing
+from benchmarks import engines, memory, table, timing
 from benchmarks.timing import Rate
 from safety.errors import InputError
 
@@ -76,3 +76,10 @@ def test_another_file_beside_is_refused(tmp_path):
     (tmp_path / "speed.json").write_text("{}")
     with pytest.raises(InputError, match="--beside: must be a file that --json of this version wrote, got speed.json"):
         benchmark.main(["--beside", "speed.json"])
+
+
+def test_the_peak_memory_is_not_that_of_the_process_that_started_it():
+    filled = np.ones(2**26)
+    code = "from benchmarks import memory; print(memory.peak_gib())"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert 0 < float(printed) < 0.3 < filled.nbytes / 2**30 < memory.peak_gib()
