@@ -21,7 +21,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -41,8 +43,8 @@ from images import stain_normalization
 from safety import atomic_files, command_line, limits
 from safety.errors import InputError
 
-# A process that does nothing but compute features: what it imports and builds.
-PROCESS = """
+# What a process runs that does nothing but compute features.
+EXTRACTION = """
 import sys; sys.path.insert(0, sys.argv[1])
 import safety.startup
 import pandas as pd
@@ -136,9 +138,9 @@ def measure(settings: config.Settings, images: int, rounds: int, head_rows: int)
         "stack": f"TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "images": images,
         "gflop": table.GFLOP.get((settings.model.base, settings.data.image_size)),
-        "first_feature_seconds": timing.seconds(lambda: in_a_process(rows.head(engine.BATCH), settings)),
-        # Of more than one chunk, where there are so many images.
-        "peak_memory_gib": in_a_process(rows.head(2 * store.CHUNK), settings),
+        "first_feature_seconds": extract_in_a_process(rows.head(engine.BATCH), settings).seconds,
+        # Two chunks, so that one is read while the other is computed, where there are so many images.
+        "peak_memory_gib": extract_in_a_process(rows.head(2 * store.CHUNK), settings).peak_gib,
         "head_steps": EPOCHS * -(-head_rows // settings.train.batch_size),
         "cross_validation_seconds": heads.FOLDS * fold_seconds,
     }
@@ -178,14 +180,27 @@ def contestants(fast: keras.Model, rows: pd.DataFrame, settings: config.Settings
     return {name: run for name, run in built.items() if run}
 
 
-def in_a_process(rows: pd.DataFrame, settings: config.Settings) -> float:
-    """Extracts the features of the rows in a process of its own, with an empty cache; its peak memory in GiB."""
+class Process(NamedTuple):
+    """What a process took.
+
+    Attributes:
+        seconds: from its start to its end.
+        peak_gib: the most memory that it had.
+    """
+
+    seconds: float
+    peak_gib: float
+
+
+def extract_in_a_process(rows: pd.DataFrame, settings: config.Settings) -> Process:
+    """Computes the features of the rows in a process of its own, with an empty cache."""
     shutil.rmtree("cache", ignore_errors=True)
-    Path("first.yaml").write_text(settings.to_yaml())
-    rows.to_csv("first.csv", index=False)
-    command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), "first.yaml", "first.csv"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(printed.splitlines()[-1])
+    Path("process.yaml").write_text(settings.to_yaml())
+    rows.to_csv("process.csv", index=False)
+    command = [sys.executable, "-c", EXTRACTION, str(Path(__file__).parent), "process.yaml", "process.csv"]
+    started = time.perf_counter()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return Process(time.perf_counter() - started, float(printed.splitlines()[-1]))
 
 
 def write_images(count: int) -> pd.DataFrame:

@@ -37,14 +37,15 @@ def main(arguments: list[str]) -> int:
     args = parser.parse(arguments)
     common = ["--config", args.config] if args.config else []
     runs = grid(args.name, args.overrides)
-    for name, overrides in runs.items():
-        settings = config.load_settings(args.config, overrides)
-        changed_settings.refuse(Path("runs", name), settings)
-        if not (settings.model.imported or finished(name, args.crossval)):
-            # Refuses a missing folder once, before the first run is started.
-            audit.image_folder(settings.data.root)
+    settings = {name: config.load_settings(args.config, overrides) for name, overrides in runs.items()}
+    for name in runs:
+        changed_settings.refuse(Path("runs", name), settings[name])
     mine = jobs.share(list(runs), args.share)
     jobs.check_count(args.jobs)
+    for name in mine:
+        if not (settings[name].model.imported or finished(name, args.crossval)):
+            # The error comes here and not in the log of each run; `features.source` would load TensorFlow for it.
+            audit.image_folder(settings[name].data.root)
     work = cross_validate if args.crossval else train
     statuses = jobs.run(lambda name: work(name, [*common, *runs[name]]), mine, args.jobs, "runs")
     failed = [name for name, status in zip(mine, statuses) if status]

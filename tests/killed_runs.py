@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 MODES = {
     "cached": ["train.features=cached", "augment.flip=true"],
-    "end_to_end": ["train.features=end_to_end", "augment.flip=true"],
+    "end_to_end": ["train.features=end_to_end", "augment.flip=true", "model.base=resnet50"],
     "from_scratch": ["augment.flip=true", "model.base=cnn"],
     "fine_tuned": ["model.base=resnet50", "model.trainable_from=conv5_block3", "train.fine_tune_epochs=6"],
 }

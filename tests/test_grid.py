@@ -60,6 +60,27 @@ def test_a_missing_data_set_is_named_before_the_first_run_is_started(tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_no_images_are_needed_for_imported_features_and_for_what_is_finished(tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(Path(command[1]).name)
+        return subprocess.CompletedProcess(command, int(commands[-1] == "crossval.py"))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid.subprocess, "run", run)
+    example = f"model.weights={ROOT / 'examples/efficientnet-lite0.npz'}"
+    with pytest.raises(InputError, match="1 of 1 runs failed"):
+        grid.main(["a", "--crossval", "--config", str(ROOT / "real.yaml"), example, "data.root=nothing"])
+    assert commands == ["crossval.py"]
+    for seed in (0, 1):
+        (tmp_path / f"runs/b-{seed}").mkdir(parents=True)
+        (tmp_path / f"runs/b-{seed}/history.png").touch()
+    monkeypatch.setattr(grid.changed_settings, "refuse", lambda run, settings: None)
+    assert grid.main(["b", "data.root=nothing", "data.seed=0,1"]) == 0
+    assert commands == ["crossval.py", "evaluate.py"]
+
+
 def test_a_grid_goes_on_where_a_run_failed_and_then_compares_all(trained):
     with pytest.raises(InputError, match="1 of 3 runs failed; the last line of runs/a-1.log:\nerror: no luck\nthe"):
         grid.main(["a", "data.seed=0,1,2", "--jobs", "2"])
@@ -134,13 +155,12 @@ def test_what_is_no_grid_is_refused_before_the_first_run(trained, arguments, wor
     assert trained == []
 
 
-@pytest.mark.long
 def test_a_grid_trains_and_compares(tree, tmp_path):
-    settings = [text for text in tiny_settings(tree) if not text.startswith("train.run")]
+    overrides = tiny_settings(tree, "model.base=cnn", "train.epochs=1")
+    settings = [text for text in overrides if not text.startswith("train.run")]
     command = [sys.executable, ROOT / "grid.py", "a", *settings, "data.seed=0,1", "--jobs", "2"]
     result = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs/comparison.csv").read_text().count("a-") >= 2
     for seed in (0, 1):
         assert json.loads((tmp_path / f"runs/a-{seed}/environment.json").read_text())["seed"] == seed
-    assert len(list((tmp_path / "cache").glob("features-*"))) == 1

@@ -1,4 +1,7 @@
-"""SIGKILL at random moments of each long command: the end is as if nothing had happened."""
+"""SIGKILL at random moments of each long command: the end is as if nothing had happened.
+
+Only two of them are short; the others, with KILLS kills each, are run by hand.
+"""
 
 import random
 import shutil
@@ -10,6 +13,8 @@ from killed_runs import MODES, kill_at_random, kill_group_at_random, start, what
 from tiny_tree import tiny_settings
 
 from training import environment
+
+KILLS = 20
 
 
 @pytest.mark.parametrize("mode, kills, epochs", [
@@ -37,15 +42,15 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(tree, tmp_path, record_pro
 
 
 @pytest.mark.long
-def test_a_killed_grid_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills=20):
+def test_a_killed_grid_ends_as_one_that_was_left_alone(tree, tmp_path, record_property):
     settings = [text for text in tiny_settings(tree, *MODES["from_scratch"]) if not text.startswith("train.run")]
     arguments = ["a", *settings, "train.epochs=6", "data.seed=0,1", "--jobs", "2"]
     expected, seconds = run_grid(tmp_path / "undisturbed", arguments)
-    rng, done, grids = random.Random(kills), 0, 0
-    while done < kills:
+    rng, done, grids = random.Random(KILLS), 0, 0
+    while done < KILLS:
         place, grids = tmp_path / f"killed{grids}", grids + 1
         place.mkdir()
-        done += kill_group_at_random(place, "grid.py", arguments, kills - done, seconds, rng)
+        done += kill_group_at_random(place, "grid.py", arguments, KILLS - done, seconds, rng)
         assert outcome_of_grid(place) == expected
         assert not list((place / "runs").glob(".*.lock")) and not list((place / "runs").glob("a-*/.*"))
     record_property("outcomes", f"grid.py: {done} kills in {grids} grids; every grid ended bit-identical")
@@ -65,13 +70,13 @@ def outcome_of_grid(place):
 
 
 @pytest.mark.long
-def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, record_property, kills=20):
+def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, record_property):
     """After each kill the checkpoint is whole, and so is each file that is in evaluation/."""
     shutil.rmtree(copy / "evaluation")
     started, process = time.monotonic(), start(tmp_path, "runs/tiny", command="evaluate.py")
     assert process.wait() == 0, process.stderr.read()
     seconds, whole = time.monotonic() - started, contents(copy / "evaluation")
-    rng, done, inside, evaluations = random.Random(kills), 0, 0, 0
+    rng, done, inside, evaluations = random.Random(KILLS), 0, 0, 0
 
     def check():
         nonlocal inside
@@ -79,9 +84,9 @@ def test_a_killed_evaluation_ends_as_one_that_was_left_alone(copy, tmp_path, rec
         assert contents(copy / "evaluation").items() <= whole.items()
         inside += any(copy.glob(".[0-9]*"))
 
-    while done < kills:
+    while done < KILLS:
         shutil.rmtree(copy / "evaluation")
-        done += kill_group_at_random(tmp_path, "evaluate.py", ["runs/tiny"], kills - done, seconds, rng, check)
+        done += kill_group_at_random(tmp_path, "evaluate.py", ["runs/tiny"], KILLS - done, seconds, rng, check)
         evaluations += 1
         assert contents(copy / "evaluation") == whole
         assert not list(copy.glob(".*")) and not list(copy.parent.glob(".*"))
@@ -94,7 +99,8 @@ def contents(folder):
 
 
 @pytest.mark.long
-def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, kills=20, jobs=2):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_path, record_property, jobs):
     settings = [text for text in tiny_settings(tree, "data.protocol=patient") if not text.startswith("train.run")]
     arguments = ["cv", *settings, "--folds", "2", "--repeats", "2", "--jobs", str(jobs)]
     place, seconds = tmp_path / "undisturbed", -time.monotonic()
@@ -102,11 +108,11 @@ def test_a_killed_cross_validation_ends_as_one_that_was_left_alone(tree, tmp_pat
     process = start(place, *arguments, command="crossval.py")
     assert process.wait() == 0, process.stderr.read()
     seconds, expected = seconds + time.monotonic(), outcome_of_cross_validation(place)
-    rng, done, killed = random.Random(kills), 0, 0
-    while done < kills:
+    rng, done, killed = random.Random(KILLS), 0, 0
+    while done < KILLS:
         place, killed = tmp_path / f"killed{killed}", killed + 1
         place.mkdir()
-        done += kill_group_at_random(place, "crossval.py", arguments, kills - done, seconds, rng)
+        done += kill_group_at_random(place, "crossval.py", arguments, KILLS - done, seconds, rng)
         assert outcome_of_cross_validation(place) == expected
         assert not list((place / "runs").rglob(".*"))
     outcome = f"crossval.py, {jobs} at a time: {done} kills in {killed} cross-validations"

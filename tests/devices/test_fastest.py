@@ -3,12 +3,11 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 import config
-from devices import fastest, openvino_cpu, precision, strategy
+from devices import fastest, openvino_cpu, precision
 from devices.fastest import Pair
 from safety.errors import InputError
 
@@ -141,22 +140,16 @@ def test_without_a_cache_to_write_to_it_is_timed_each_time(timed, monkeypatch, c
 
 
 def test_of_runs_that_start_together_one_measures_and_the_others_wait(timed, monkeypatch):
+    """Threads stand for processes: each opens the lock's file anew."""
+
     def measure(pairs, inner=fastest._seconds):
         time.sleep(0.3)
         return inner(pairs)
 
     monkeypatch.setattr(fastest, "_seconds", measure)
     with ThreadPoolExecutor(3) as pool:
-        assert set(pool.map(lambda number: resolved(), range(3))) == {("tensorflow", "float32")}
+        assert set(pool.map(lambda _: resolved(), range(3))) == {("tensorflow", "float32")}
     assert len(timed[1]) == 1
-
-
-def test_openvino_is_refused_with_several_gpus(monkeypatch):
-    monkeypatch.setattr(precision, "grow_memory", lambda: ["gpu 0", "gpu 1"])
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    train = config.load_settings(None, ["train.engine=openvino"]).train
-    with pytest.raises(InputError, match="auto or tensorflow with several GPUs, got openvino"):
-        strategy._strategy(train, Path("runs/a"))
 
 
 def test_openvino_is_refused_with_what_it_cannot_do():

@@ -235,3 +235,11 @@ def test_with_several_gpus_keras_3_takes_the_first_and_says_so(tmp_path, monkeyp
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu 0", "gpu 1"])
     with strategy.scope(config.load_settings(None, ["train.run=a"]), tmp_path / "a"):
         assert strategy.describe() == ", the first of 2 GPUs alone"
+
+
+def test_openvino_is_refused_with_several_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(strategy.precision, "grow_memory", lambda: ["gpu 0", "gpu 1"])
+    settings = config.load_settings(None, ["train.run=a", "train.engine=openvino"])
+    words = "auto or tensorflow with several GPUs, got openvino"
+    with pytest.raises(InputError, match=words), strategy.scope(settings, tmp_path / "a"):
+        pytest.fail("several devices were taken")
