@@ -16,7 +16,7 @@ from devices import keras_stack, precision, strategy
 from devices.many_steps import ManySteps
 from safety.errors import InputError
 
-HEAD = "head_alone"
+LEARNED = "learned_alone"
 # That the head takes in a call from Python; 16 MiB of ResNet50's features.
 ROWS_AT_ONCE = 2048
 
@@ -89,13 +89,20 @@ def feature_function(part: keras.Model, batch: int) -> Callable[[tf.Tensor], tf.
 
 def head(model: keras.Model) -> keras.Model:
     """The part of the model from the pooled features to the probability; it shares the model's layers."""
-    features = keras.Input(model.get_layer("pooling").output.shape[1:], name="features")
-    x = features
+    x = features = keras.Input(model.get_layer("pooling").output.shape[1:], name="features")
     for layer in model.layers[model.layers.index(model.get_layer("pooling")) + 1 :]:
         x = layer(x)
+    return keras.Model(features, x, name="head_alone")
+
+
+def cut(head: keras.Model) -> tuple[list[keras.layers.Layer], keras.Model]:
+    """The layers of a head that do not learn, if there are any, and a model of its last one, which does."""
+    # The first layer is that of the input.
+    *fixed, last = head.layers[1:]
+    features = keras.Input(head.input_shape[1:], name="features")
     # Several devices each take a part of every batch, which only Keras' own training does.
     several = strategy.is_distributed()
-    return (keras.Model if several else ManySteps)(features, x, name=HEAD)
+    return fixed, (keras.Model if several else ManySteps)(features, last(features), name=LEARNED)
 
 
 def pooled(model: keras.Model) -> keras.Model:
@@ -195,7 +202,7 @@ def compile_model(
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
-        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == HEAD else 1,
+        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == LEARNED else 1,
         # XLA adds in another order; Keras 3 would choose it by itself.
         jit_compile=False,
     )

@@ -104,6 +104,7 @@ def fit(
         Keras' history: the name of a loss or metric -> its value in each epoch.
     """
     if isinstance(trained, ManySteps):
+        trained.create_variables()
         train = batches.many_at_once(range(first, options["epochs"]), int(trained.steps_per_execution))
         if KERAS_3 and options["verbose"] == "auto":
             # A line an epoch: the bar of Keras 3 counts in calls from Python and runs past its end.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,14 +47,19 @@ class Batches(NamedTuple):
 
 
 class ManySteps(keras.Model):
-    """A chain of layers that takes many steps in one call from Python.
+    """A model that takes many steps in one call from Python.
 
     It is for models whose step is shorter than its call and its metrics. The steps are those of Keras, one after
-    another. What is equal for one batch and for many is done once in a call: the layers before the first one that
-    learns, which must treat each row alone, and the metrics, which must be sums over the rows.
+    another. The metrics, which must be sums over the rows, are computed once in a call.
     """
 
     _in_step = False
+
+    def create_variables(self) -> None:
+        """Creates the variables of optimizer, loss and metrics; TensorFlow traces what creates variables twice."""
+        self.optimizer.build(self.trainable_variables)
+        # Of one row; Keras resets the metrics before each epoch.
+        self.test_step((tf.zeros((1, *self.input_shape[1:])), tf.zeros((1, 1))))
 
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit` calls with the iterator of `Batches.many_at_once`; it returns the metrics."""
@@ -66,7 +70,6 @@ class ManySteps(keras.Model):
     def _train_steps(self, inputs: tf.Tensor, labels: tf.Tensor, ends: tf.Tensor) -> dict[str, tf.Tensor]:
         steps, start = tf.size(ends), tf.constant(0, tf.int64)
         outputs = tf.TensorArray(tf.float32, steps, element_shape=(None, 1), infer_shape=False)
-        inputs = self._through(self.layers[1 : self._first_learned()], inputs)
         self._in_step = True
         for step in tf.range(steps):
             rows = slice(start, ends[step])
@@ -74,18 +77,6 @@ class ManySteps(keras.Model):
             start = ends[step]
         self._in_step = False
         return self.compute_metrics(inputs, labels, outputs.concat())
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
-        """The output of all layers; within a step, of those from the first one that learns."""
-        # The layer before all others is that of the input.
-        return self._through(self.layers[self._first_learned() if self._in_step else 1 :], inputs)
-
-    def _first_learned(self) -> int:
-        return next(number for number, layer in enumerate(self.layers) if layer.trainable_weights)
-
-    @staticmethod
-    def _through(layers: list[keras.layers.Layer], inputs: tf.Tensor) -> tf.Tensor:
-        return functools.reduce(lambda x, layer: layer(x), layers, inputs)
 
     def compute_metrics(
         self, x: tf.Tensor, y: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 
+import keras
 import numpy as np
 import tensorflow as tf
 from sklearn.preprocessing import StandardScaler
@@ -11,7 +13,10 @@ from sklearn.preprocessing import StandardScaler
 import config
 from features.extraction import Features
 from images import image_datasets
+from safety import errors
 
+# Rows that are read at a time where all of them are.
+PART = 4096
 # Bytes, of the tensors of TensorFlow in memory.
 ALIGNMENT = 64
 
@@ -25,9 +30,26 @@ def statistics(array: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     scaler = StandardScaler()
     places = np.unique(places)
-    for start in range(0, len(places), 4096):
-        scaler.partial_fit(array[places[start : start + 4096]])
+    for start in range(0, len(places), PART):
+        scaler.partial_fit(array[places[start : start + PART]])
     return scaler.mean_, scaler.var_
+
+
+def through(layer: keras.layers.Layer, features: Features) -> Features:
+    """The features after a layer that treats each row alone, computed once instead of in every epoch.
+
+    They are in a temporary file, which is deleted with the array, so that they never have to fit into memory.
+
+    Raises:
+        OSError: the folder of temporary files is full; names it.
+    """
+    used, places = np.unique(features.places, return_inverse=True)
+    with errors.naming(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
+        for start in range(0, len(used), PART):
+            file.write(layer(features.array[used[start : start + PART]]).numpy())
+        file.flush()
+        array = np.memmap(file, np.float32, "r", shape=(len(used), *features.array.shape[1:]))
+    return Features(array, places.reshape(features.places.shape), features.labels)
 
 
 def train_dataset(features: Features, settings: config.Settings, first: int | tf.Tensor = 0) -> tf.data.Dataset:
@@ -42,7 +64,7 @@ def train_dataset(features: Features, settings: config.Settings, first: int | tf
         Batches of places in `features.array` (n,) for `read`, and labels (n, 1), float32; the last batch of an epoch
         may be smaller.
     """
-    rows, views = features.places.shape
+    (rows, views), size = features.places.shape, settings.train.batch_size
     places, labels = tf.constant(features.places), tf.constant(features.labels[:, None], tf.float32)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -50,8 +72,10 @@ def train_dataset(features: Features, settings: config.Settings, first: int | tf
         view = tf.random.stateless_uniform(
             (rows,), image_datasets.seed(settings.data.seed, number, 1), 0, views, tf.int32
         )
-        chosen = tf.gather_nd(places, tf.stack([order, view], axis=1))
-        return tf.data.Dataset.from_tensor_slices((chosen, tf.gather(labels, order))).batch(settings.train.batch_size)
+        chosen, shuffled = tf.gather_nd(places, tf.stack([order, view], axis=1)), tf.gather(labels, order)
+        # A slice of all rows for each batch; one element for each row would take longer than the training.
+        starts = tf.data.Dataset.range(0, rows, size)
+        return starts.map(lambda start: (chosen[start : start + size], shuffled[start : start + size]))
 
     return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
 

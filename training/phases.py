@@ -97,9 +97,12 @@ def train_features(network: keras.Model, rows: pd.DataFrame, settings: config.Se
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:
     """The phase that trains a head, of `model.head`, on features of the training and the validation rows."""
+    fixed, learned = model.cut(head)
+    for layer in fixed:
+        train, valid = feature_datasets.through(layer, train), feature_datasets.through(layer, valid)
     rate = model.cyclical_rate(settings.train, len(train.labels))
     batches = _feature_batches(train, valid, settings, model.ROWS_AT_ONCE)
-    return Phase(head, rate, range(settings.train.epochs), batches)
+    return Phase(learned, rate, range(settings.train.epochs), batches)
 
 
 def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, views: int) -> Phase:

@@ -86,7 +86,7 @@ def fit(prepared: Prepared, settings: config.Settings) -> dict[str, float]:
     head, initial = prepared.heads[settings.model.standardize]
     head.set_weights(initial)
     phase = phases.head_on_features(head, prepared.train, prepared.valid, settings)
-    model.compile_model(head, settings.train, phase.rate)
+    model.compile_model(phase.trained, settings.train, phase.rate)
     history = phases.fit(phase, [keras.callbacks.TerminateOnNaN()], verbose=0)
     history["val_loss"] = history[settings.train.monitor]
     if not np.isfinite(history["loss"]).all() or np.isnan(history["val_loss"]).all():

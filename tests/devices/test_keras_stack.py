@@ -84,16 +84,15 @@ def fit_head(settings, count, verbose=0):
     """History, steps and weights of a head that takes so many steps in a call; 67 batches of training, 65 rows of validation."""
     head = fresh_head(settings)
     phase = phases.head_on_features(head, features_of(67, 0), features_of(65, 1), settings)
-    model.compile_model(head, settings.train, phase.rate)
-    head.steps_per_execution = count
+    model.compile_model(phase.trained, settings.train, phase.rate)
+    phase.trained.steps_per_execution = count
     history = phases.fit(phase, [], verbose=verbose)
-    return history, int(head.optimizer.iterations), head.get_weights()
+    return history, int(phase.trained.optimizer.iterations), head.get_weights()
 
 
 def fit_plain(settings):
     """The same by Keras alone, a batch at a time."""
     head = fresh_head(settings)
-    head = keras.Model(head.input, head.output)
     features, valid = features_of(67, 0), features_of(65, 1)
     model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
     places = feature_datasets.train_dataset(features, settings)
@@ -139,7 +138,7 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
             velocity = [0.5 * old - float(rate(step)) * new for old, new in zip(velocity, gradients)]
             kernel, bias, step = kernel + velocity[0], bias + velocity[1], step + 1
     phase = phases.head_on_features(head, features, features_of(65, 1), settings)
-    model.compile_model(head, settings.train, phase.rate)
+    model.compile_model(phase.trained, settings.train, phase.rate)
     phases.fit(phase, [], verbose=0)
     for array, same in zip(head.get_weights(), (kernel, bias)):
         np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-6)
@@ -148,9 +147,9 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
 def test_a_call_takes_the_rows_that_fit_into_memory(tree):
     for size, steps in ((1, 2048), (64, 32), (100_000, 1)):
         settings = config.load_settings(None, tiny_settings(tree, f"train.batch_size={size}"))
-        head = fresh_head(settings)
-        model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 67))
-        assert int(head.steps_per_execution) == steps
+        _, learned = model.cut(fresh_head(settings))
+        model.compile_model(learned, settings.train, model.cyclical_rate(settings.train, 67))
+        assert int(learned.steps_per_execution) == steps
 
 
 def test_what_is_printed_of_an_epoch_counts_its_own_steps(tree, capsys):
@@ -200,7 +199,7 @@ def test_xla_is_off_in_whatever_is_compiled(settings, monkeypatch):
     """On a machine with a GPU, where Keras 3 would choose it."""
     network = model.build(settings)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [SimpleNamespace(device_type="GPU")])
-    for trained in (network, model.head(network)):
+    for trained in (network, model.cut(model.head(network))[1]):
         model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, 64))
         assert trained.jit_compile is False
 

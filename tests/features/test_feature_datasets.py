@@ -1,3 +1,7 @@
+import errno
+import tempfile
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,3 +50,26 @@ def test_statistics_count_each_image_once():
     mean, variance = feature_datasets.statistics(array, np.array([[1], [2], [2], [2], [7]]))
     np.testing.assert_allclose(mean, array[[1, 2, 7]].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(variance, array[[1, 2, 7]].var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", [2, 4096])
+def test_features_after_a_layer_are_those_of_the_layer_row_by_row(monkeypatch, part):
+    monkeypatch.setattr(feature_datasets, "PART", part)
+    rng = np.random.default_rng(0)
+    array, places, labels = rng.normal(size=(9, 5)).astype(np.float32), np.array([[7, 1], [3, 3], [1, 8]]), np.arange(3)
+    layer = keras.layers.Normalization(mean=rng.normal(size=5), variance=rng.uniform(1, 2, 5))
+    after = feature_datasets.through(layer, extraction.Features(array, places, labels))
+    assert (after.array[after.places] == layer(array).numpy()[places]).all() and (after.labels == labels).all()
+    # Of the others nothing is computed.
+    assert after.array.shape == (4, 5)
+
+
+def test_a_full_folder_of_temporary_files_is_named(monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    features = extraction.Features(np.zeros((1, 2), np.float32), np.zeros((1, 1), int), np.zeros(1))
+    with pytest.raises(OSError, match="No space left") as error:
+        feature_datasets.through(keras.layers.ReLU(), features)
+    assert error.value.filename == tempfile.gettempdir()

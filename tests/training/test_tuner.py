@@ -219,7 +219,7 @@ def test_a_search_of_an_earlier_version_goes_on(prepared, folder, monkeypatch):
 @pytest.mark.parametrize("select, epoch, loss", [("balanced", 1, 0.2), ("plain", 0, 0.4)])
 def test_the_epoch_of_a_trial_is_the_one_that_a_run_keeps(prepared, monkeypatch, select, epoch, loss):
     history = {"loss": [1, 1], "val_loss": [0.4, 0.5], "val_balanced_loss": [0.3, 0.2], "val_auc": [0.6, 0.7]}
-    monkeypatch.setattr(tuner.phases, "head_on_features", lambda *_: SimpleNamespace(rate=None))
+    monkeypatch.setattr(tuner.phases, "head_on_features", lambda *_: SimpleNamespace(trained=None, rate=None))
     monkeypatch.setattr(tuner.phases, "fit", lambda *_, **__: history)
     monkeypatch.setattr(tuner.model, "compile_model", lambda *_: None)
     head = SimpleNamespace(set_weights=lambda weights: None)
