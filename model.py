@@ -16,7 +16,7 @@ from devices import keras_stack, precision, strategy
 from devices.many_steps import ManySteps
 from safety.errors import InputError
 
-LEARNED = "learned_alone"
+CLASSIFIER = "classifier"
 # That the head takes in a call from Python; 16 MiB of ResNet50's features.
 ROWS_AT_ONCE = 2048
 
@@ -95,14 +95,14 @@ def head(model: keras.Model) -> keras.Model:
     return keras.Model(features, x, name="head_alone")
 
 
-def cut(head: keras.Model) -> tuple[list[keras.layers.Layer], keras.Model]:
+def split_head(head: keras.Model) -> tuple[list[keras.layers.Layer], keras.Model]:
     """The layers of a head that do not learn, if there are any, and a model of its last one, which does."""
     # The first layer is that of the input.
     *fixed, last = head.layers[1:]
     features = keras.Input(head.input_shape[1:], name="features")
     # Several devices each take a part of every batch, which only Keras' own training does.
     several = strategy.is_distributed()
-    return fixed, (keras.Model if several else ManySteps)(features, last(features), name=LEARNED)
+    return fixed, (keras.Model if several else ManySteps)(features, last(features), name=CLASSIFIER)
 
 
 def pooled(model: keras.Model) -> keras.Model:
@@ -202,7 +202,7 @@ def compile_model(
         ],
         weighted_metrics=[],
         # A step of the head is shorter than its call from Python.
-        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == LEARNED else 1,
+        steps_per_execution=max(1, ROWS_AT_ONCE // train.batch_size) if model.name == CLASSIFIER else 1,
         # XLA adds in another order; Keras 3 would choose it by itself.
         jit_compile=False,
     )

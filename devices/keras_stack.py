@@ -104,6 +104,7 @@ def fit(
         Keras' history: the name of a loss or metric -> its value in each epoch.
     """
     if isinstance(trained, ManySteps):
+        build_optimizer(trained)
         trained.create_variables()
         train = batches.many_at_once(range(first, options["epochs"]), int(trained.steps_per_execution))
         if KERAS_3 and options["verbose"] == "auto":
@@ -114,6 +115,13 @@ def fit(
     if batches.valid is not None:
         options = {**options, "validation_data": distribute(batches.valid), "validation_steps": batches.valid_steps}
     return trained.fit(train, initial_epoch=first, steps_per_epoch=batches.steps, shuffle=False, **options).history
+
+
+def build_optimizer(trained: keras.Model) -> None:
+    """Creates the optimizer's variables of a compiled model, unless they are there."""
+    # Under float16 Keras 3 would create them anew and begin with its first loss scale.
+    if not getattr(trained.optimizer, "built", False):
+        trained.optimizer.build(trained.trainable_variables)
 
 
 def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list:

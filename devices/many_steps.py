@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -19,6 +20,7 @@ class Batches(NamedTuple):
         valid: the validation batches, or None to train without validation.
         valid_steps: their number.
         load: reads what the model takes, where `train_from` gives only the places of the rows in the feature cache.
+        arrays: the features that are read, which live as long as these batches.
     """
 
     train_from: Callable[[int | tf.Tensor], tf.data.Dataset]
@@ -26,6 +28,7 @@ class Batches(NamedTuple):
     valid: tf.data.Dataset | None
     valid_steps: int
     load: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    arrays: tuple[np.ndarray, ...] = ()
 
     def one_by_one(self, first: int) -> tf.data.Dataset:
         """The training batches of all epochs from one on: inputs and labels."""
@@ -56,8 +59,7 @@ class ManySteps(keras.Model):
     _in_step = False
 
     def create_variables(self) -> None:
-        """Creates the variables of optimizer, loss and metrics; TensorFlow traces what creates variables twice."""
-        self.optimizer.build(self.trainable_variables)
+        """Creates the variables of loss and metrics, since TensorFlow traces twice what creates variables."""
         # Of one row; Keras resets the metrics before each epoch.
         self.test_step((tf.zeros((1, *self.input_shape[1:])), tf.zeros((1, 1))))
 

@@ -117,8 +117,8 @@ def worker() -> tuple[int, int]:
 
 
 def is_distributed() -> bool:
-    """Whether a run computes on several devices, of this worker or of several."""
-    return tf.distribute.get_strategy().num_replicas_in_sync > 1
+    """Whether TensorFlow distributes the run over devices, of this worker or of several; it may be a single one."""
+    return tf.distribute.has_strategy()
 
 
 def device_count() -> int:

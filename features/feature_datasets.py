@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import weakref
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from features.extraction import Features
 from images import image_datasets
 from safety import errors
 
-# Rows that are read at a time where all of them are.
+# Rows that are read at a time where all rows are read once.
 PART = 4096
 # Bytes, of the tensors of TensorFlow in memory.
 ALIGNMENT = 64
@@ -35,8 +36,8 @@ def statistics(array: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nd
     return scaler.mean_, scaler.var_
 
 
-def through(layer: keras.layers.Layer, features: Features) -> Features:
-    """The features after a layer that treats each row alone, computed once instead of in every epoch.
+def transformed(layer: keras.layers.Layer, features: Features) -> Features:
+    """The features after a layer that treats each row alone and keeps its shape, computed once, not in every epoch.
 
     They are in a temporary file, which is deleted with the array, so that they never have to fit into memory.
 
@@ -64,7 +65,7 @@ def train_dataset(features: Features, settings: config.Settings, first: int | tf
         Batches of places in `features.array` (n,) for `read`, and labels (n, 1), float32; the last batch of an epoch
         may be smaller.
     """
-    (rows, views), size = features.places.shape, settings.train.batch_size
+    rows, views = features.places.shape
     places, labels = tf.constant(features.places), tf.constant(features.labels[:, None], tf.float32)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -73,9 +74,7 @@ def train_dataset(features: Features, settings: config.Settings, first: int | tf
             (rows,), image_datasets.seed(settings.data.seed, number, 1), 0, views, tf.int32
         )
         chosen, shuffled = tf.gather_nd(places, tf.stack([order, view], axis=1)), tf.gather(labels, order)
-        # A slice of all rows for each batch; one element for each row would take longer than the training.
-        starts = tf.data.Dataset.range(0, rows, size)
-        return starts.map(lambda start: (chosen[start : start + size], shuffled[start : start + size]))
+        return _batches(chosen, shuffled, settings.train.batch_size)
 
     return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
 
@@ -90,9 +89,15 @@ def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
     Returns:
         Batches of features (n, *shape) and labels (n, 1), float32.
     """
-    pairs = (tf.constant(features.places[:, 0]), tf.constant(features.labels[:, None], tf.float32))
-    batches = tf.data.Dataset.from_tensor_slices(pairs).batch(batch_size)
-    return batches.map(lambda places, label: (read(features.array, places), label)).prefetch(1)
+    places, labels = tf.constant(features.places[:, 0]), tf.constant(features.labels[:, None], tf.float32)
+    batches = _batches(places, labels, batch_size)
+    return batches.map(lambda places, labels: (read(features.array, places), labels)).prefetch(1)
+
+
+def _batches(places: tf.Tensor, labels: tf.Tensor, size: int) -> tf.data.Dataset:
+    """Slices of `size` rows; with an element for each row, batching would take longer than a step."""
+    starts = tf.data.Dataset.range(0, tf.size(places, tf.int64), size)
+    return starts.map(lambda start: (places[start : start + size], labels[start : start + size]))
 
 
 def views_as_rows(features: Features) -> Features:
@@ -102,14 +107,17 @@ def views_as_rows(features: Features) -> Features:
 
 
 def read(array: np.ndarray, places: tf.Tensor) -> tf.Tensor:
-    """The features (n, *shape) at places (n,) of `Features.array`."""
-    # From the memory map, some batches at a time, so that the features never have to fit into memory.
-    gathered = tf.numpy_function(functools.partial(_take, array), [places], tf.float32, stateful=False)
+    """The features (n, *shape) at places (n,) of `Features.array`, which the caller must keep."""
+    # From the memory map, some batches at a time, so that the features never have to fit into memory. TensorFlow keeps
+    # the function for good, and would keep the array with it.
+    gather = functools.partial(_take, weakref.ref(array))
+    gathered = tf.numpy_function(gather, [places], tf.float32, stateful=False)
     return tf.ensure_shape(gathered, (None, *array.shape[1:]))
 
 
-def _take(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _take(kept: weakref.ref[np.ndarray], places: np.ndarray) -> np.ndarray:
     """A copy of the features at places (n,), where TensorFlow takes it without a second copy: at a multiple of 64."""
+    array = kept()
     if len(places) and not 0 <= places.min() <= places.max() < len(array):
         raise IndexError(f"places must be from 0 to {len(array) - 1}, got {places.min()} to {places.max()}")
     size = len(places) * array[0].nbytes

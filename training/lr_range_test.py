@@ -58,7 +58,7 @@ def sweep(phase: phases.Phase, settings: config.Settings) -> pd.DataFrame:
     before = head.get_weights()
     try:
         model.compile_model(head, settings.train, rate)
-        head.optimizer.build(head.trainable_variables)
+        keras_stack.build_optimizer(head)
         fresh = [variable.numpy() for variable in keras_stack.optimizer_variables(head.optimizer)]
         with tqdm(total=HEADS * POINTS, desc="rates", unit="point", delay=5) as bar:
             progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())

@@ -97,12 +97,12 @@ def train_features(network: keras.Model, rows: pd.DataFrame, settings: config.Se
 
 def head_on_features(head: keras.Model, train: Features, valid: Features, settings: config.Settings) -> Phase:
     """The phase that trains a head, of `model.head`, on features of the training and the validation rows."""
-    fixed, learned = model.cut(head)
+    fixed, classifier = model.split_head(head)
     for layer in fixed:
-        train, valid = feature_datasets.through(layer, train), feature_datasets.through(layer, valid)
+        train, valid = (feature_datasets.transformed(layer, rows) for rows in (train, valid))
     rate = model.cyclical_rate(settings.train, len(train.labels))
     batches = _feature_batches(train, valid, settings, model.ROWS_AT_ONCE)
-    return Phase(learned, rate, range(settings.train.epochs), batches)
+    return Phase(classifier, rate, range(settings.train.epochs), batches)
 
 
 def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, views: int) -> Phase:
@@ -134,6 +134,7 @@ def _feature_batches(train: Features, valid: Features, settings: config.Settings
         feature_datasets.eval_dataset(valid, valid_size),
         -(-len(valid.labels) // valid_size),
         functools.partial(feature_datasets.read, train.array),
+        (train.array, valid.array),
     )
 
 

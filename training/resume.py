@@ -115,7 +115,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (*checkpoint.DAMAGE, NotImplementedError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged, or the state of another network: {error}") from None
+        raise InputError(f"{path}: damaged, or the state of another network or an earlier version: {error}") from None
 
 
 def _read_state(path: Path) -> tuple[StateRecord, list[np.ndarray]]:
@@ -137,7 +137,7 @@ def _assign(variables: list, arrays: list[np.ndarray]) -> None:
 
 def _variables(trained: keras.Model) -> list:
     """All that training changes: the weights of every layer that is not frozen, and the optimizer's variables."""
-    trained.optimizer.build(trained.trainable_variables)
+    keras_stack.build_optimizer(trained)
     layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
     weights = [weight for layer in layers for weight in layer.weights]
     return [*weights, *keras_stack.optimizer_variables(trained.optimizer)]

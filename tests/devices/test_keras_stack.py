@@ -60,10 +60,10 @@ def test_the_schedule_is_serialised():
     assert [float(again(step)) for step in (0, 100, 5000)] == [float(our_rate()(step)) for step in (0, 100, 5000)]
 
 
-def features_of(rows, seed):
+def features_of(rows, seed, width=2048):
     rng = np.random.default_rng(seed)
     labels = np.arange(rows) % 2
-    array = rng.normal(size=(rows, 2048)).astype(np.float32) + labels[:, None].astype(np.float32) / 10
+    array = rng.normal(size=(rows, width)).astype(np.float32) + labels[:, None].astype(np.float32) / 10
     return Features(array, np.arange(rows)[:, None], labels)
 
 
@@ -77,6 +77,8 @@ def built(standardize):
 def fresh_head(settings):
     network, weights = built(settings.model.standardize)
     network.set_weights(weights)
+    if settings.model.standardize:
+        model.standardize(network, *feature_datasets.statistics(3 * features_of(67, 0).array + 1, np.arange(67)))
     return model.head(network)
 
 
@@ -87,6 +89,8 @@ def fit_head(settings, count, verbose=0):
     model.compile_model(phase.trained, settings.train, phase.rate)
     phase.trained.steps_per_execution = count
     history = phases.fit(phase, [], verbose=verbose)
+    # Twice if variables were created in the first step.
+    assert phase.trained.train_function.experimental_get_tracing_count() == 1
     return history, int(phase.trained.optimizer.iterations), head.get_weights()
 
 
@@ -120,6 +124,26 @@ def test_many_steps_in_a_call_are_those_of_keras_one_by_one(tree, size, steps, c
         np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-9)
 
 
+@ADDONS_ONLY
+def test_a_strategy_over_a_single_device_trains_as_none(tree):
+    """As train.strategy=mirrored on one GPU, or TF_CONFIG with one worker."""
+    settings = config.load_settings(None, tiny_settings(tree, "train.batch_size=20", "train.epochs=2"))
+
+    def history():
+        network = model.build(settings)
+        head, features = model.head(network), features_of(67, 0, model.width(network))
+        phase = phases.head_on_features(head, features, features, settings)
+        model.compile_model(phase.trained, settings.train, phase.rate)
+        return phases.fit(phase, [], verbose=0)
+
+    expected = history()
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        distributed = history()
+    assert distributed.keys() == expected.keys()
+    for key, values in distributed.items():
+        np.testing.assert_allclose(values, expected[key], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
 def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
     """In NumPy's double precision: 3 epochs of 4 batches with momentum; float32 keeps six digits of the weights."""
     overrides = ["train.batch_size=20", "train.epochs=3", "train.momentum=0.5", "model.standardize=false"]
@@ -147,9 +171,9 @@ def test_the_head_follows_a_plain_loop_of_gradient_descent(tree):
 def test_a_call_takes_the_rows_that_fit_into_memory(tree):
     for size, steps in ((1, 2048), (64, 32), (100_000, 1)):
         settings = config.load_settings(None, tiny_settings(tree, f"train.batch_size={size}"))
-        _, learned = model.cut(fresh_head(settings))
-        model.compile_model(learned, settings.train, model.cyclical_rate(settings.train, 67))
-        assert int(learned.steps_per_execution) == steps
+        _, classifier = model.split_head(fresh_head(settings))
+        model.compile_model(classifier, settings.train, model.cyclical_rate(settings.train, 67))
+        assert int(classifier.steps_per_execution) == steps
 
 
 def test_what_is_printed_of_an_epoch_counts_its_own_steps(tree, capsys):
@@ -199,7 +223,7 @@ def test_xla_is_off_in_whatever_is_compiled(settings, monkeypatch):
     """On a machine with a GPU, where Keras 3 would choose it."""
     network = model.build(settings)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [SimpleNamespace(device_type="GPU")])
-    for trained in (network, model.cut(model.head(network))[1]):
+    for trained in (network, model.split_head(model.head(network))[1]):
         model.compile_model(trained, settings.train, model.cyclical_rate(settings.train, 64))
         assert trained.jit_compile is False
 
@@ -212,6 +236,20 @@ def test_the_loss_scale_of_float16_is_part_of_the_state():
     values = [float(np.max(variable.numpy())) for variable in resume._variables(layers)]
     # The scale that Keras starts with.
     assert 2.0**15 in values
+
+
+def test_variables_of_an_optimizer_are_created_once():
+    """A resumed run sets them before training asks for them again."""
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    layers = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float32")])
+    layers.compile(keras.optimizers.SGD(momentum=0.5), "mse")
+    keras_stack.build_optimizer(layers)
+    for variable in (created := keras_stack.optimizer_variables(layers.optimizer)):
+        variable.assign(variable + 1)
+    values = [variable.numpy() for variable in created]
+    keras_stack.build_optimizer(layers)
+    again = keras_stack.optimizer_variables(layers.optimizer)
+    assert len(again) == len(created) and all((one.numpy() == other).all() for one, other in zip(again, values))
 
 
 @pytest.mark.parametrize("overrides, environment, words", [

@@ -1,5 +1,7 @@
-import errno
+import functools
+import gc
 import tempfile
+import weakref
 
 import keras
 import numpy as np
@@ -8,7 +10,9 @@ import tensorflow as tf
 from tiny_tree import tiny_settings
 
 import config
+import model
 from features import extraction, feature_datasets
+from training import phases
 
 
 def test_training_picks_among_the_views_and_keeps_labels_with_features(tree):
@@ -58,18 +62,29 @@ def test_features_after_a_layer_are_those_of_the_layer_row_by_row(monkeypatch, p
     rng = np.random.default_rng(0)
     array, places, labels = rng.normal(size=(9, 5)).astype(np.float32), np.array([[7, 1], [3, 3], [1, 8]]), np.arange(3)
     layer = keras.layers.Normalization(mean=rng.normal(size=5), variance=rng.uniform(1, 2, 5))
-    after = feature_datasets.through(layer, extraction.Features(array, places, labels))
+    after = feature_datasets.transformed(layer, extraction.Features(array, places, labels))
     assert (after.array[after.places] == layer(array).numpy()[places]).all() and (after.labels == labels).all()
     # Of the others nothing is computed.
     assert after.array.shape == (4, 5)
 
 
 def test_a_full_folder_of_temporary_files_is_named(monkeypatch):
-    def full():
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "wb"))
     features = extraction.Features(np.zeros((1, 2), np.float32), np.zeros((1, 1), int), np.zeros(1))
     with pytest.raises(OSError, match="No space left") as error:
-        feature_datasets.through(keras.layers.ReLU(), features)
+        feature_datasets.transformed(keras.layers.ReLU(), features)
     assert error.value.filename == tempfile.gettempdir()
+
+
+def test_the_features_of_a_training_are_deleted_with_its_batches(tree):
+    """Or a cross-validation would fill the disk: TensorFlow keeps every Python function that it has called."""
+    features = extraction.Features(np.ones((9, 512), np.float32), np.arange(9)[:, None], np.arange(9) % 2)
+    settings = config.load_settings(None, tiny_settings(tree, "model.standardize=true", "train.epochs=2"))
+    phase = phases.head_on_features(model.head(model.build(settings)), features, features, settings)
+    model.compile_model(phase.trained, settings.train, phase.rate)
+    phases.fit(phase, [], verbose=0)
+    kept = [weakref.ref(array) for array in phase.batches.arrays]
+    assert len(kept) == 2 and all(array() is not None for array in kept)
+    del phase
+    gc.collect()
+    assert all(array() is None for array in kept)

@@ -91,7 +91,7 @@ def stopped_phase(head, steps=10):
 
 
 def test_a_stopped_sweep_leaves_the_model_bit_identical(settings, small, float32):
-    head = model.head(model.build(settings))
+    head = model.split_head(model.head(model.build(settings)))[1]
     before = head.get_weights()
     with pytest.raises(KeyboardInterrupt):
         lr_range_test.sweep(stopped_phase(head), settings)
@@ -145,7 +145,7 @@ def test_the_points_of_a_sweep_take_up_where_the_one_before_ended():
 def test_each_head_of_a_sweep_starts_with_a_fresh_optimizer(settings, float32, policy):
     """Under float16 the loss scale is not 0, which would stop the training without a word."""
     keras.mixed_precision.set_global_policy(policy)
-    head = model.head(model.build(settings))
+    head = model.split_head(model.head(model.build(settings)))[1]
     model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 64))
     head.optimizer.build(head.trainable_variables)
     variables = keras_stack.optimizer_variables(head.optimizer)
@@ -169,5 +169,5 @@ def test_a_sweep_is_as_long_as_a_run_or_as_the_momentum_needs(
     monkeypatch.setattr(keras_stack, "fit", fit)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"momentum": momentum})})
     with pytest.raises(KeyboardInterrupt):
-        lr_range_test.sweep(stopped_phase(model.head(model.build(settings)), steps), settings)
+        lr_range_test.sweep(stopped_phase(model.split_head(model.head(model.build(settings)))[1], steps), settings)
     assert seen == [expected]
