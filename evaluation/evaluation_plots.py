@@ -71,7 +71,8 @@ def reliability(before: pd.DataFrame, after: pd.DataFrame, errors: Sequence[floa
         axis.set(title=f"{title}: error {error:.3f}", xlabel="mean probability of malignant in the bin", aspect="equal")
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes[0].set_ylabel("share of the bin that is malignant")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    # Outside, since a point may lie anywhere in the panels.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

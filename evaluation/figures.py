@@ -50,7 +50,7 @@ def draw(evaluation: Evaluation, network: keras.Model | None) -> dict[str, list[
         Section -> its figures, in the order of the report.
     """
     sections: dict[str, list[SavedFigure]] = {}
-    with tqdm(desc="drawing", unit="figure", delay=5) as bar:
+    with tqdm(desc="drawing", unit=" figures", delay=5) as bar:
         for drawn in all_figures(evaluation, network):
             path = evaluation.folder / f"{drawn.name}.png"
             plot_style.save(drawn.figure, path, evaluation.note)

@@ -149,6 +149,8 @@ def find(run: Path, *others: str) -> Path:
 def nearest_run(run: Path, *files: str) -> str:
     """The end of a message about a run that is missing: the one in runs/ with the nearest name; empty if it is there.
 
+    Where the run is there and the file is not, it names the run's checkpoint.
+
     Args:
         run: that the user gave: its folder, or a file in it.
         files: of which a folder must hold one.
@@ -156,7 +158,8 @@ def nearest_run(run: Path, *files: str) -> str:
     folder = run.parent if run.suffix == ".keras" else run
     names = [path.parent.name for file in files for path in Path("runs").glob(f"*/{file}")]
     if folder.exists():
-        return ""
+        checkpoint = folder / "best_model.keras"
+        return f"; there is {checkpoint}" if run != folder and checkpoint.exists() else ""
     return f"; the nearest run is runs/{nearest(folder.name, names, cutoff=0)}" if names else "; runs/ has none"
 
 

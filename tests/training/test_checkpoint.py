@@ -112,6 +112,12 @@ def test_a_run_without_a_checkpoint_is_not_taken_for_a_misspelt_one(tmp_path):
         checkpoint.find(tmp_path)
 
 
+def test_a_wrong_file_name_in_a_run_is_refused_with_its_checkpoint(tmp_path):
+    atomic_files.write_text(tmp_path / "best_model.keras", "")
+    with pytest.raises(InputError, match=f"; there is {tmp_path}/best_model.keras$"):
+        checkpoint.find(tmp_path / "best.keras")
+
+
 def test_weights_of_another_shape_in_a_checkpoint_are_refused(saved, tmp_path):
     about = json.loads(zipfile.ZipFile(saved[0]).read("breakhis.json"))
     about["settings"]["model"]["standardize"] = False
