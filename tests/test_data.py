@@ -347,9 +347,3 @@ def test_folders_of_other_formats_alone_are_refused_with_their_count(own_tree):
         image.rename(image.with_suffix(".jpg"))
     with pytest.raises(InputError, match="no images in .*; left out, because only .* is read: 76 .jpg; get BreakHis"):
         data.read_tree(audit.image_folder(own_tree))
-
-
-def test_a_missing_data_set_is_named_before_anything_is_printed(own_tree, capsys):
-    with pytest.raises(InputError, match="data.root: must be a folder"):
-        data.main([*tiny_settings(own_tree), "data.root=nothing"])
-    assert capsys.readouterr() == ("", "")

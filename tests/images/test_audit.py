@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tiny_tree import tiny_settings
 
 import config
 import data
@@ -339,3 +340,9 @@ def test_no_more_images_are_open_at_once_than_memory_allows(table, own_tree, mon
     monkeypatch.setattr(audit, "ThreadPoolExecutor", lambda count: pools.append(count) or pool(count))
     inspect(table, own_tree)
     assert pools == [audit.READERS] and audit.READERS <= 8
+
+
+def test_a_missing_data_set_is_named_before_anything_is_printed(own_tree, capsys):
+    with pytest.raises(InputError, match="data.root: must be a folder"):
+        data.main([*tiny_settings(own_tree), "data.root=nothing"])
+    assert capsys.readouterr() == ("", "")

@@ -147,7 +147,7 @@ def test_each_head_of_a_sweep_starts_with_a_fresh_optimizer(settings, float32, p
     keras.mixed_precision.set_global_policy(policy)
     head = model.split_head(model.head(model.build(settings)))[1]
     model.compile_model(head, settings.train, model.cyclical_rate(settings.train, 64))
-    head.optimizer.build(head.trainable_variables)
+    keras_stack.build_optimizer(head)
     variables = keras_stack.optimizer_variables(head.optimizer)
     fresh = [variable.numpy() for variable in variables]
     for variable in variables:
