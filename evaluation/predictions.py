@@ -13,7 +13,7 @@ from tqdm import tqdm
 import config
 import data
 import model
-from features import feature_datasets, source
+from features import feature_datasets, inference_form, source
 from features.extraction import Features
 from images import audit, image_datasets, splits, turns
 from safety import csv_files, limits
@@ -93,13 +93,14 @@ def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Se
     Raises:
         AssertionError: the dataset returned other file names, or in another order, than the rows have.
     """
+    whole = inference_form.compose(model.pooled(network), model.head(network))
     batches = image_datasets.eval_dataset(rows, audit.image_folder(settings.data.root), settings)
     total = -(-len(rows) // settings.train.batch_size)
     names, probabilities = [], []
     for name, images, _ in tqdm(batches, "predicting", total, unit="batch", delay=5):
         names.extend(name.numpy().astype(str))
         turned = (turns.turn(images, [view] * len(images)) for view in range(views))
-        probabilities.append(np.mean([network.predict_on_batch(batch)[:, 0] for batch in turned], axis=0))
+        probabilities.append(np.mean([whole.predict_on_batch(batch)[:, 0] for batch in turned], axis=0))
     if names != rows.filename.tolist():
         raise AssertionError("the dataset returned other images, or in another order, than were asked for")
     return np.concatenate(probabilities)

@@ -2,6 +2,9 @@
 
 In inference BatchNorm multiplies and shifts every channel by constants, and so does a convolution's kernel and bias.
 The folded part gives the same output, but for the rounding of float32, with a pass less over the feature maps.
+
+Untrained layers amplify that rounding, so everything that runs a frozen part takes this form: the extraction,
+`train.features=end_to_end`, and predictions.
 """
 
 from __future__ import annotations
@@ -55,6 +58,19 @@ def fold(part: keras.Model, float32: bool = False) -> keras.Model:
             same.get_layer(layer.name).set_weights(weights)
     same.trainable = False
     return same
+
+
+def compose(frozen: keras.Model, trained: keras.Model) -> keras.Model:
+    """A model of a frozen part, folded, and what follows it.
+
+    Args:
+        frozen: a functional model, from the pixels on.
+        trained: takes its output.
+
+    Returns:
+        A model that shares the layers of `trained`, whose name it has.
+    """
+    return keras.Model(frozen.input, trained(fold(frozen)(frozen.input, training=False)), name=trained.name)
 
 
 def _in_float32(described: Any) -> Any:

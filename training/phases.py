@@ -14,7 +14,7 @@ import config
 import model
 from devices import keras_stack, strategy
 from devices.many_steps import Batches
-from features import extraction, feature_datasets, source
+from features import extraction, feature_datasets, inference_form, source
 from features.extraction import Features
 from images import audit, image_datasets
 from training import fine_tuning
@@ -77,8 +77,10 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings, views: int
     if settings.cached:
         valid = source.of(settings).pooled(network, rows.valid, turned=views)
         return head_on_features(model.head(network), features, valid, settings)
+    frozen = settings.model.frozen
+    trained = inference_form.compose(model.pooled(network), model.head(network)) if frozen else network
     rate = model.cyclical_rate(settings.train, len(rows.train))
-    return Phase(network, rate, range(settings.train.epochs), _image_batches(rows, settings, views))
+    return Phase(trained, rate, range(settings.train.epochs), _image_batches(rows, settings, views))
 
 
 def _standardizes(settings: config.Settings) -> bool:
@@ -115,15 +117,16 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, vi
         fine_tuning.unfreeze(network, block)
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)
+    below, above = fine_tuning.below(network, block), fine_tuning.above(network, block)
     if not settings.cached or settings.augment.active:
-        return Phase(network, rate, epochs, _image_batches(rows, settings, views), begin)
-    below = fine_tuning.below(network, block)
+        trained = inference_form.compose(below, above)
+        return Phase(trained, rate, epochs, _image_batches(rows, settings, views), begin)
     features = extraction.extract(below, pd.concat(rows), settings)
     train, valid = features.select(slice(len(rows.train))), features.select(slice(len(rows.train), None))
     if views > 1:
         valid = extraction.extract(below, rows.valid, settings, turned=views)
     batches = _feature_batches(train, valid, settings, settings.train.batch_size)
-    return Phase(fine_tuning.above(network, block), rate, epochs, batches, begin)
+    return Phase(above, rate, epochs, batches, begin)
 
 
 def _feature_batches(train: Features, valid: Features, settings: config.Settings, valid_size: int) -> Batches:

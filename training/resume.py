@@ -138,9 +138,14 @@ def _assign(variables: list, arrays: list[np.ndarray]) -> None:
 def _variables(trained: keras.Model) -> list:
     """All that training changes: the weights of every layer that is not frozen, and the optimizer's variables."""
     keras_stack.build_optimizer(trained)
-    layers = [inner for layer in trained.layers for inner in getattr(layer, "layers", [layer]) if inner.trainable]
-    weights = [weight for layer in layers for weight in layer.weights]
+    weights = [weight for layer in _layers(trained) if layer.trainable for weight in layer.weights]
     return [*weights, *keras_stack.optimizer_variables(trained.optimizer)]
+
+
+def _layers(part: keras.Model) -> Iterator[keras.layers.Layer]:
+    """All layers, also those of models among them."""
+    for layer in part.layers:
+        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def settings_of(run: Path, file: str | None, overrides: list[str]) -> config.Settings:
