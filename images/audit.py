@@ -179,7 +179,7 @@ def _inspect_one(folder: Path, path: str) -> dict:
 
 
 def read_rgb(folder: Path, path: str) -> np.ndarray:
-    """Reads one image.
+    """Reads one image for a figure.
 
     Args:
         folder: what `image_folder` returns.
@@ -193,7 +193,7 @@ def read_rgb(folder: Path, path: str) -> np.ndarray:
     """
     try:
         png.file_status(folder, path)
-        return png.decode((folder / path).read_bytes())
+        return png.decode_for_figure((folder / path).read_bytes())
     except (png.UnusableError, OSError) as error:
         raise DataError(f"data.root: {folder / path} {error}") from None
 

@@ -1,3 +1,4 @@
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -162,11 +163,17 @@ def test_an_empty_gallery_is_an_empty_figure():
 
 
 def test_the_sheet_leaves_blank_what_is_not_there():
-    figure = data_plots.sheet(
-        {("adenosis", 40): np.zeros((2, 3, 3), np.uint8), ("ductal_carcinoma", 400): np.ones((2, 3, 3), np.uint8)},
-        {"adenosis": "benign", "ductal_carcinoma": "malignant"},
-    )
-    assert [len(axis.images) for axis in figure.axes] == [1, 0, 0, 1]
+    grey = {("adenosis", 40): 50, ("ductal_carcinoma", 400): 100}
+    images = {pair: np.full((2, 3, 3), value, np.uint8) for pair, value in grey.items()}
+    axis = data_plots.sheet(images, {"adenosis": "benign", "ductal_carcinoma": "malignant"}).axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["40X", "400X"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["adenosis\n(benign)", "ductal carcinoma\n(malignant)"]
+    shown = axis.images[0].get_array()
+    middles = [[shown[int(y), int(x), 0] for x in axis.get_xticks()] for y in axis.get_yticks()]
+    assert middles == [[50, 255], [255, 100]]
+    frame = data_plots.GAP + data_plots.FRAME // 2
+    colours = [matplotlib.colors.to_hex(shown[row + frame, frame] / 255) for row in (0, data_plots.CELL[1])]
+    assert colours == [colour.lower() for colour in plot_style.COLORS.values()]
 
 
 def test_a_figure_is_saved_with_its_note(tmp_path):

@@ -88,3 +88,14 @@ def test_compressed_chunks_other_than_the_image_are_never_decompressed(tmp_path)
     names, errors, peaks = zip(*(line.split() for line in output.splitlines()))
     assert names == ("plain.png", "zTXt.png", "iCCP.png") and set(errors) == {"''"}
     assert int(peaks[-1]) - int(peaks[0]) < 64
+
+
+def test_a_figure_shows_the_pixels_of_training(tmp_path):
+    """Pillow refuses the large text, which training does not read."""
+    plain = content()
+    for one in (plain, content(chunk(b"zTXt", b"note\0\0" + BOMB))):
+        np.testing.assert_array_equal(png.decode_for_figure(one), png.decode(one))
+    with pytest.raises(png.UnusableError, match="^is cut short or damaged$"):
+        png.decode_for_figure(plain[:200])
+    with pytest.raises(png.UnusableError, match="^is empty$"):
+        png.decode_for_figure(b"")

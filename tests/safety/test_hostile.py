@@ -18,7 +18,6 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,7 +28,7 @@ import data
 from backbones import networks
 from devices import keras_stack
 from features import feature_files
-from images import audit, decoding, external_images, splits
+from images import audit, decoding, external_images, png, splits
 from safety import command_line
 
 SECONDS = 10
@@ -232,9 +231,9 @@ def read_settings(path):
 
 def read_image(path):
     external_images.read(path, 32)
-    pixels = audit.read_rgb(path.parent, path.name)
-    assert decoding.read(str(path), 32).shape == (32, 32, 3)
-    np.testing.assert_array_equal(pixels, tf.io.decode_png(path.read_bytes(), channels=3))
+    if png.inspect(path.parent, path.name)["error"] == "":
+        assert decoding.read(str(path), 32).shape == (32, 32, 3)
+    audit.read_rgb(path.parent, path.name)
 
 
 TARGETS = {
