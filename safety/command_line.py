@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
-from safety import errors, limits, signals
+from safety import errors, limits, signals, startup
 from safety.errors import InputError
 
 
@@ -79,6 +79,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     Exit status: that of `main`; 1 for DataError, 2 for other wrong input and for files that cannot be read or written,
     130 for Ctrl-C, 141 if the reader of the output is gone, 143 for SIGTERM.
     """
+    startup.end_imports()
     # Characters that the terminal cannot show are escaped; Python does so by itself only on standard error.
     if sys.stdout:
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import safety.startup  # noqa: F401  before any other import
 
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +24,9 @@ import evaluate
 import train
 from devices import precision
 from evaluation import figures
+
+# What was imported is never garbage; without this the collector goes through it again and again.
+gc.freeze()
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts jobs in the background with Ctrl-C ignored, and the processes that tests start would inherit that.

@@ -126,3 +126,16 @@ def test_what_is_ignored_in_the_background_stays_ignored():
     code = "import signal; signal.signal(2, signal.SIG_IGN); import safety.startup; " \
         "safety.startup.start_command('__main__'); signal.raise_signal(2); print('there')"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout == b"there\n"
+
+
+def test_garbage_is_collected_from_the_end_of_the_imports_on():
+    code = """if True:
+        import gc
+        import safety.startup
+        safety.startup.start_command("__main__")
+        import pandas
+        print(gc.isenabled(), gc.get_freeze_count())
+        from safety import command_line
+        command_line.run(lambda arguments: print(gc.isenabled(), gc.get_freeze_count() > 100_000))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["False 0", "True True"], done.stderr
