@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from PIL import Image
-from scipy import ndimage
 
 import config
 import data
@@ -209,8 +208,8 @@ def write_images(count: int) -> pd.DataFrame:
     names = pd.Series([f"SOB_M_DC-14-{1 + number // 100}-40-{number:04}.png" for number in range(count)])
     rows = data.describe(names).assign(pixels=names)
     for path in rows.path:
-        coarse = ndimage.zoom(rng.normal(180, 40, (12, 18, 3)), (39, 39, 1), order=1)[:460, :700]
-        noisy = coarse + rng.normal(0, 8, coarse.shape)
+        coarse = Image.fromarray(rng.normal(180, 40, (12, 18, 3)).clip(0, 255).astype(np.uint8))
+        noisy = np.asarray(coarse.resize((700, 460))) + 8 * rng.standard_normal((460, 700, 3), np.float32)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
     return rows

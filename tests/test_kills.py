@@ -19,7 +19,6 @@ KILLS = 20
 
 @pytest.mark.parametrize("mode, kills, epochs", [
     ("cached", 1, 6),
-    ("from_scratch", 1, 4),
     pytest.param("cached", 50, 40, marks=pytest.mark.long),
     pytest.param("end_to_end", 20, 12, marks=pytest.mark.long),
     pytest.param("from_scratch", 12, 20, marks=pytest.mark.long),

@@ -11,6 +11,7 @@ import pytest
 from tiny_tree import fold_rows, tiny_settings, write_tree
 
 import config
+import train
 
 ROOT = Path(config.__file__).parent
 CNN = ["model.base=cnn", "train.epochs=1"]
@@ -80,7 +81,7 @@ def test_read_only_data_and_code_and_no_home_are_enough(data_set, tmp_path, prot
 
 
 def test_a_read_only_cache_is_enough_for_what_is_in_it(data_set, tmp_path, protect):
-    assert start(tmp_path, *tiny_settings(data_set, "train.epochs=1", "train.run=first")).returncode == 0
+    train.main(tiny_settings(data_set, "train.epochs=1", "train.run=first"))
     protect(tmp_path / "cache")
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*"))
     result = start(tmp_path, *tiny_settings(data_set, "train.epochs=1", "train.run=second"))

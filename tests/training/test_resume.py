@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_in_the_report_leaves_the_last_one(copy, without_fig
 
 @pytest.mark.parametrize("mode, limit, where, path", [
     ("cached", 200_000, "extraction", "cache/features-.*/arrays.bin"),
-    ("from_scratch", 500_000, "checkpoint", "runs/tiny/best_model.keras"),
+    pytest.param("from_scratch", 500_000, "checkpoint", "runs/tiny/best_model.keras", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_limit_of_the_system_is_met_with_one_message(tree, tmp_path, mode, limit, where, path):
     """A real limit on the size of files in place of a made-up error."""
