@@ -284,19 +284,22 @@ def load_settings(
     for section, keys in _fields().items() if of_run else ():
         # The schema itself has a default for these keys alone.
         values[section] = {key: values[section][key] for key, field in keys.items() if field.is_required()}
-    changes = [limits.read_sections(Path(path))] if path else []
-    for change in changes + [_parse_override(text) for text in overrides]:
+    files = {f"{section}.{key}": DEFAULTS.name for section, keys in values.items() for key in keys}
+    changes = [(path, limits.read_sections(Path(path)))] if path else []
+    for file, change in changes + [(None, _parse_override(text)) for text in overrides]:
         for section, keys in change.items():
             values.setdefault(section, {}).update(keys)
-    return validate(Settings, values)
+            files |= {f"{section}.{key}": file for key in keys}
+    return validate(Settings, values, files)
 
 
-def validate(schema: type[Schema], values: Any) -> Schema:
+def validate(schema: type[Schema], values: Any, files: dict[str, str | Path | None] | None = None) -> Schema:
     """Validates values against a schema.
 
     Args:
         schema: Settings or another subclass of Section.
         values: nested dictionaries, as read from a file.
+        files: name of a setting -> the file that it is from, for the message; None where it is from the shell.
 
     Returns:
         An instance of the schema.
@@ -308,7 +311,7 @@ def validate(schema: type[Schema], values: Any) -> Schema:
         return schema.model_validate(values)
     except ValidationError as error:
         names = [*setting_names(), *Settings.model_fields]
-        raise InputError("; ".join(explain(item, names) for item in error.errors()[:3])) from None
+        raise InputError("; ".join(explain(item, names, files or {}) for item in error.errors()[:3])) from None
 
 
 def _parse_override(text: str) -> dict:

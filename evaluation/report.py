@@ -70,12 +70,13 @@ def to_text(evaluation: Evaluation) -> str:
         predictions.label, predictions.prediction, labels=splits.LABELS, digits=4, zero_division=0
     )
     columns = [f"predicted {label}" for label in splits.LABELS]
+    rule = f" ({results['threshold_rule']})" if results["threshold_chosen"] else ""
     patients = ", ".join(f"{count} {label}" for label, count in results["patients_by_class"].items())
     views = f", mean over {results['views']} exact turns of each image" if results.get("views", 1) > 1 else ""
     return "\n".join(
         [
             f"run {results['run']}: protocol {results['protocol']}, seed {results['seed']}, threshold "
-            f"{results['threshold']:.4g} ({results['threshold_rule']}){views}; {results['n']} test images of "
+            f"{results['threshold']:.4g}{rule}{views}; {results['n']} test images of "
             f"{results['slides']} slides and {results['patients']} patients, {patients} (split {results['split']})",
             "",
             by_class,

@@ -10,16 +10,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from safety.errors import nearest
 
 
-def explain(item: Any, names: list[str]) -> str:
-    """An error of pydantic in words: the key, what is allowed and what was got.
+def explain(item: Any, names: list[str], files: dict) -> str:
+    """An error of pydantic in words: the key, what is allowed and what was got, and the file that it is from.
 
     Args:
         item: of `ValidationError.errors()`.
         names: of all settings, for a key that there is not.
+        files: name of a setting -> its file, or None.
     """
-    name = ".".join(str(part) for part in item["loc"])
+    name, setting = (".".join(map(str, parts)) for parts in (item["loc"], item["loc"][:2]))
+    where = f" ({files[setting]})" if files.get(setting) else ""
     if item["type"] == "extra_forbidden":
-        return f"{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}"
+        return f"{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}{where}"
     if item["type"] == "missing":
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "true or false")
@@ -28,7 +30,7 @@ def explain(item: Any, names: list[str]) -> str:
         choice = nearest(str(item["input"])[:60], re.findall("'(.*?)'", message))
         got += f"; the nearest is {choice}" * bool(choice)
     # A check of several sections names the key by itself.
-    return f"{name}: {message[0].lower()}{message[1:]}{got}" if name else message
+    return f"{name}: {message[0].lower()}{message[1:]}{got}{where}" if name else message
 
 
 class Section(BaseModel):

@@ -130,11 +130,13 @@ def test_no_choice_is_called_the_nearest_where_none_is_alike():
     ("train: {epochs: 1", "line 1"),
     ("a: !!python/name:os.system", "must be plain YAML"),
     ("", "sections of keys"),
+    ("train:\n  epochs: many", "train.epochs: input should be a valid integer, got 'many' (mine.yaml)"),
+    ("train:\n  epoch: 3", "train.epoch: no such setting; the nearest is train.epochs (mine.yaml)"),
 ])  # fmt: skip
-def test_wrong_files_are_refused(tmp_path, text, words):
-    (tmp_path / "mine.yaml").write_text(text)
+def test_wrong_files_are_refused(text, words):
+    Path("mine.yaml").write_text(text)
     with pytest.raises(InputError, match=re.escape(words)):
-        config.load_settings(tmp_path / "mine.yaml")
+        config.load_settings("mine.yaml")
 
 
 @pytest.mark.parametrize("text, words", [
