@@ -128,7 +128,8 @@ def evaluate(
     rows = images.with_pixels(table[table.set.isin(["valid", "test"])])
     earlier = {"rule": "0.5", "views": settings.data.test_views, **about.get("decision", {})}
     views = views or earlier["views"]
-    valid, test = (predictions.predict(network, rows[rows.set == name], settings, views) for name in ("valid", "test"))
+    predicted = predictions.predict(network, rows, settings, views)
+    valid, test = (predicted[predicted.set == name] for name in ("valid", "test"))
 
     choice = {**calibration.decide(valid, rule or earlier["rule"]), "views": views}
     familiar = about.get("familiar") or out_of_distribution.describe_training(

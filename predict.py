@@ -171,11 +171,12 @@ def predict(
         A row per image, in the order of `paths`, with COLUMNS, and where several views are averaged, `views`.
     """
     # The form that evaluate.py takes the features from.
-    base = engine.compiled(model.pooled(network), about["settings"].train.engine)
+    settings = about["settings"]
+    base = engine.compiled(model.pooled(network), settings.train.engine, folded=settings.model.frozen)
     head = model.head(network)
     tables = []
     familiar, views = about.get("familiar"), about.get("views", 1)
-    for start, images, errors in _batches(paths, about["settings"].data):
+    for start, images, errors in _batches(paths, settings.data):
         features = [_pooled_features(base, images, view) for view in range(views)]
         rows = pd.DataFrame({"file": paths[start : start + len(images)], "error": errors})
         rows["probability"] = np.mean([head.predict_on_batch(each)[:, 0] for each in features], axis=0).astype(float)

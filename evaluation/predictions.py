@@ -93,7 +93,9 @@ def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Se
     Raises:
         AssertionError: the dataset returned other file names, or in another order, than the rows have.
     """
-    whole = inference_form.compose(model.pooled(network), model.head(network))
+    # The form in which the network was trained.
+    frozen = settings.model.frozen
+    whole = inference_form.compose(model.pooled(network), model.head(network)) if frozen else network
     batches = image_datasets.eval_dataset(rows, audit.image_folder(settings.data.root), settings)
     total = -(-len(rows) // settings.train.batch_size)
     names, probabilities = [], []

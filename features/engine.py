@@ -16,19 +16,22 @@ from features import inference_form
 BATCH = 32
 
 
-def compiled(part: keras.Model, engine: str) -> Callable[[list[np.ndarray | tf.Tensor]], list[np.ndarray]]:
-    """Compiles a frozen part of the network in its own precision, with its weights as they are now.
+def compiled(
+    part: keras.Model, engine: str, folded: bool = True
+) -> Callable[[list[np.ndarray | tf.Tensor]], list[np.ndarray]]:
+    """Compiles a part of the network for inference in its own precision, with its weights as they are now.
 
     Args:
         part: from the pixels on.
         engine: openvino, which runs on the processor; for any other TensorFlow, on all devices of this worker.
+        folded: whether TensorFlow takes the form of `inference_form`, as all do whose base was frozen in training.
 
     Returns:
         A function of a list of batches (BATCH, size, size, 3), float32, at most one a device, that returns the list of
         their outputs. The outputs of the engines are equal to 1e-3 in float32.
     """
     if engine != "openvino":
-        return strategy.replicate(model.feature_function(inference_form.fold(part), BATCH))
+        return strategy.replicate(model.feature_function(inference_form.fold(part) if folded else part, BATCH))
     # OpenVINO chooses by itself what it computes in bfloat16.
     function = model.feature_function(inference_form.fold(part, float32=True), BATCH)
     run = openvino_cpu.compile_function(function, precision(part))

@@ -3,8 +3,8 @@
 In inference BatchNorm multiplies and shifts every channel by constants, and so does a convolution's kernel and bias.
 The folded part gives the same output, but for the rounding of float32, with a pass less over the feature maps.
 
-Untrained layers amplify that rounding, so everything that runs a frozen part takes this form: the extraction,
-`train.features=end_to_end`, and predictions.
+Untrained layers amplify that rounding, so all that computes features or probabilities by a frozen part takes this form:
+the extraction, `train.features=end_to_end`, evaluation and prediction.
 """
 
 from __future__ import annotations
@@ -60,17 +60,14 @@ def fold(part: keras.Model, float32: bool = False) -> keras.Model:
     return same
 
 
-def compose(frozen: keras.Model, trained: keras.Model) -> keras.Model:
-    """A model of a frozen part, folded, and what follows it.
+def compose(before: keras.Model, after: keras.Model) -> keras.Model:
+    """A model of a frozen part, folded with the weights that it has now, and of what follows it.
 
     Args:
-        frozen: a functional model, from the pixels on.
-        trained: takes its output.
-
-    Returns:
-        A model that shares the layers of `trained`, whose name it has.
+        before: a functional model, from the pixels on; it is copied.
+        after: takes its output; its layers are shared.
     """
-    return keras.Model(frozen.input, trained(fold(frozen)(frozen.input, training=False)), name=trained.name)
+    return keras.Model(before.input, after(fold(before)(before.input, training=False)), name="whole")
 
 
 def _in_float32(described: Any) -> Any:

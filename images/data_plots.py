@@ -13,8 +13,8 @@ from PIL import Image
 
 from images import plot_style, splits
 
-# Of the sheet, in pixels: width and height of a cell, the frame in the colour of the class, half the gap between two.
-CELL, FRAME, GAP = (350, 232), 4, 3
+# Of the sheet, in pixels: width and height of a cell, its white margin, and within it the frame.
+CELL, MARGIN, FRAME = (350, 232), 3, 4
 
 
 def split(table: pd.DataFrame) -> Figure:
@@ -29,6 +29,7 @@ def split(table: pd.DataFrame) -> Figure:
     palette = plot_style.COLORS
     sns.countplot(table, x="set", hue="label", hue_order=list(palette), palette=palette, saturation=1, ax=axes)
     axes.set(xlabel="", ylabel="rows", title="Rows by set and class")
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for bars in axes.containers:
         axes.bar_label(bars, fontsize=8, padding=1)
     return figure
@@ -70,24 +71,28 @@ def sheet(images: dict[tuple[str, int], np.ndarray], subtypes: dict[str, str]) -
         subtypes: subtype -> label.
     """
     mags = sorted({mag for _, mag in images})
+    figure, axis = plt.subplots(figsize=(2.1 * len(mags) + 1.2, 1.45 * len(subtypes) + 0.3), layout="constrained")
     # One picture of all, since Matplotlib takes a twentieth of a second for each pair of axes.
-    whole = Image.new("RGB", (CELL[0] * len(mags), CELL[1] * len(subtypes)), "white")
-    for row, (subtype, label) in enumerate(subtypes.items()):
-        for column, mag in enumerate(mags):
-            cell = Image.new("RGB", (CELL[0] - 2 * GAP, CELL[1] - 2 * GAP), plot_style.COLORS[label])
-            inner = cell.width - 2 * FRAME, cell.height - 2 * FRAME
-            shown = images.get((subtype, mag), np.full((1, 1, 3), 255, np.uint8))
-            cell.paste(Image.fromarray(shown).resize(inner, Image.Resampling.BOX), (FRAME, FRAME))
-            whole.paste(cell, (column * CELL[0] + GAP, row * CELL[1] + GAP))
-    size = 2.1 * len(mags) + 1.2, 1.45 * len(subtypes) + 0.3
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
-    axis.imshow(whole)
-    axis.set_xticks((np.arange(len(mags)) + 0.5) * CELL[0], [f"{mag}X" for mag in mags], fontsize=9)
+    axis.imshow(_mosaic(images, subtypes, mags))
+    columns, rows = ((np.arange(len(names)) + 0.5) * size for names, size in zip((mags, subtypes), CELL))
+    axis.set_xticks(columns, [f"{mag}X" for mag in mags], fontsize=9)
     names = [f"{subtype.replace('_', ' ')}\n({label})" for subtype, label in subtypes.items()]
-    middles = (np.arange(len(subtypes)) + 0.5) * CELL[1]
-    axis.set_yticks(middles, names, fontsize=8, rotation=90, va="center", ma="center")
+    axis.set_yticks(rows, names, fontsize=8, rotation=90, va="center", ma="center")
     for text, label in zip(axis.get_yticklabels(), subtypes.values()):
         text.set_color(plot_style.COLORS[label])
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     return figure
+
+
+def _mosaic(images: dict, subtypes: dict[str, str], mags: list[int]) -> Image.Image:
+    """The images of the sheet, each in a cell of its own, with a frame in the colour of its class."""
+    mosaic = Image.new("RGB", (CELL[0] * len(mags), CELL[1] * len(subtypes)), "white")
+    for row, (subtype, label) in enumerate(subtypes.items()):
+        for column, mag in enumerate(mags):
+            framed = Image.new("RGB", (CELL[0] - 2 * MARGIN, CELL[1] - 2 * MARGIN), plot_style.COLORS[label])
+            inner = framed.width - 2 * FRAME, framed.height - 2 * FRAME
+            shown = images.get((subtype, mag), np.full((1, 1, 3), 255, np.uint8))
+            framed.paste(Image.fromarray(shown).resize(inner, Image.Resampling.BOX), (FRAME, FRAME))
+            mosaic.paste(framed, (column * CELL[0] + MARGIN, row * CELL[1] + MARGIN))
+    return mosaic

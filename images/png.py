@@ -96,12 +96,15 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def decode_for_figure(content: bytes) -> np.ndarray:
-    """The same by Pillow, which is imported in a tenth of TensorFlow's time; arguments and result as for `decode`."""
+    """The same by Pillow, which is imported in a tenth of TensorFlow's time; arguments and result as for `decode`.
+
+    The end of a file may be missing: that training refuses such an image, the audit tells.
+    """
     _check_header(content)
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
-    # Pillow raises almost any exception, and at some images that training takes; `decode` has the last word.
+    # Pillow raises almost any exception, and at some images that training takes.
     except Exception:
         return decode(content)
 

@@ -19,9 +19,9 @@ def explain(item: Any, names: list[str], files: dict) -> str:
         files: name of a setting -> its file, or None.
     """
     name, setting = (".".join(map(str, parts)) for parts in (item["loc"], item["loc"][:2]))
-    where = f" ({files[setting]})" if files.get(setting) else ""
+    where = f"{files[setting]}: " if files.get(setting) else ""
     if item["type"] == "extra_forbidden":
-        return f"{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}{where}"
+        return f"{where}{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}"
     if item["type"] == "missing":
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "true or false")
@@ -30,7 +30,7 @@ def explain(item: Any, names: list[str], files: dict) -> str:
         choice = nearest(str(item["input"])[:60], re.findall("'(.*?)'", message))
         got += f"; the nearest is {choice}" * bool(choice)
     # A check of several sections names the key by itself.
-    return f"{name}: {message[0].lower()}{message[1:]}{got}{where}" if name else message
+    return f"{where}{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 
 
 class Section(BaseModel):

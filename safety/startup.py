@@ -47,7 +47,7 @@ class LoadOnUse(importlib.abc.MetaPathFinder):
 
 
 def start_command(name: str) -> None:
-    """Makes --help quick, and Ctrl-C and SIGTERM end a command quietly until `command_line.run` handles them.
+    """Makes the start quick, and Ctrl-C and SIGTERM end a command quietly until `command_line.run` handles them.
 
     A signal ends the process at once, with status 130 or 143, because an exception in the middle of an import could be
     caught or printed there.

@@ -27,7 +27,7 @@ def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys
     assert ratios <= figures["ratios"].keys() and set(figures["growth_seconds"]) == {"32", "64"}
     assert figures["cross_validation_seconds"] > 0
     assert figures["warm_seconds"] > 0 and figures["peak_memory_gib"] > 0.1 and figures["first_feature_seconds"] > 0
-    assert "engine of this project: TensorFlow in float32" in result.stdout
+    assert figures["engine"] == "TensorFlow" and "engine of this project: TensorFlow in float32" in result.stdout
     assert "times Keras predict" in result.stdout and [path.name for path in tmp_path.iterdir()] == ["speed.json"]
     monkeypatch.setattr(benchmark, "measure", lambda *_: figures)
     benchmark.main(["--beside", "speed.json"])

@@ -130,8 +130,8 @@ def test_no_choice_is_called_the_nearest_where_none_is_alike():
     ("train: {epochs: 1", "line 1"),
     ("a: !!python/name:os.system", "must be plain YAML"),
     ("", "sections of keys"),
-    ("train:\n  epochs: many", "train.epochs: input should be a valid integer, got 'many' (mine.yaml)"),
-    ("train:\n  epoch: 3", "train.epoch: no such setting; the nearest is train.epochs (mine.yaml)"),
+    ("train:\n  epochs: many", "mine.yaml: train.epochs: input should be a valid integer, got 'many'"),
+    ("train:\n  epoch: 3", "mine.yaml: train.epoch: no such setting; the nearest is train.epochs"),
 ])  # fmt: skip
 def test_wrong_files_are_refused(text, words):
     Path("mine.yaml").write_text(text)

@@ -35,7 +35,7 @@ def test_on_the_synthetic_sample(tmp_path):
 def test_on_real_images(real_sample, tmp_path):
     run(tmp_path, "train.py", f"data.root={real_sample}", f"data.folds={real_sample}/Folds.csv", "data.protocol=image",
         "data.test_per_class=20", "model.weights=random", "model.standardize=true", "train.epochs=3", "train.run=real",
-        "data.image_size=64", "model.base=vgg16")  # fmt: skip
+        "data.image_size=64", "model.base=mobilenet_v2")  # fmt: skip
     run(tmp_path, "evaluate.py", "runs/real")
     predictions = pd.read_csv(tmp_path / "runs/real/evaluation/predictions.csv")
     assert predictions.label.value_counts().to_dict() == {"benign": 20, "malignant": 20}

@@ -1,6 +1,6 @@
 """SIGKILL at random moments of each long command: the end is as if nothing had happened.
 
-Only two of them are short; the others, with KILLS kills each, are run by hand.
+Only one of them is short; the others, with KILLS kills each, are run by hand.
 """
 
 import random

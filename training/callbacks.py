@@ -91,7 +91,7 @@ class SaveBest(keras.callbacks.Callback):
     so that a reader could meet half a file.
 
     Args:
-        whole: the model to save, which shares its layers with the one that is trained.
+        whole: the model to save, which shares the layers that learn with the one that is trained.
         path: of the checkpoint.
         metadata: as `checkpoint.save` takes it.
         monitor: the name of the loss in the logs, of `config.Train.monitor`.

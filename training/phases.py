@@ -36,7 +36,7 @@ class Phase(NamedTuple):
     """Consecutive epochs that train the same layers on the same batches.
 
     Attributes:
-        trained: the model that is fitted; it shares its layers with the whole.
+        trained: the model that is fitted; it shares the layers that learn with the whole.
         rate: the learning rate as a function of the step.
         epochs: of the whole run, from 0.
         batches: to train and validate on.
@@ -119,6 +119,7 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, vi
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)
     below, above = fine_tuning.below(network, block), fine_tuning.above(network, block)
     if not settings.cached or settings.augment.active:
+        # The copy of what is below stays right: `begin` loads a checkpoint in which these weights are the same.
         trained = inference_form.compose(below, above)
         return Phase(trained, rate, epochs, _image_batches(rows, settings, views), begin)
     features = extraction.extract(below, pd.concat(rows), settings)

@@ -1,4 +1,4 @@
-"""Untrained bases whose features neither vanish nor explode, so that tests on them can fail."""
+"""Untrained bases whose features neither vanish nor explode, so that tests on them can fail; their BatchNorms."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def enliven(base: keras.Model, images: np.ndarray) -> None:
         *others, variance = layer.get_weights()
         layer.set_weights([*others, np.full_like(variance, variance.mean())])
     base.trainable = False
+
+
+def norms(network: keras.Model) -> int:
+    """The number of BatchNorm layers, with those of models among the layers."""
+    return sum(
+        norms(layer) if isinstance(layer, keras.Model) else isinstance(layer, keras.layers.BatchNormalization)
+        for layer in network.layers
+    )

@@ -19,6 +19,7 @@ from evaluation import gradcam
 from features import engine, inference_form
 from features.engine import BATCH
 from safety.errors import InputError
+from training import fine_tuning
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -65,6 +66,20 @@ def test_the_cache_has_the_features_of_training(network, images):
     filled[: len(images)] = images
     (cached,) = engine.compiled(pooled, "tensorflow")([filled])
     assert np.abs(in_training - cached[: len(images)]).max() < 1e-5 * cached.max()
+
+
+def test_blocks_divide_the_base(name, network, images):
+    assert networks.start(model.base_of(network), BASES[name].blocks[0]) > 1
+    expected = network(images).numpy()
+    for block in (BASES[name].blocks[0], BASES[name].blocks[-1]):
+        below, above = fine_tuning.below(network, block), fine_tuning.above(network, block)
+        np.testing.assert_allclose(above(below(images)), expected, atol=1e-5)
+        assert {id(weight) for part in (below, above) for weight in part.weights} == {id(w) for w in network.weights}
+
+
+def test_blocks_begin_one_after_another(name, network):
+    starts = [networks.start(model.base_of(network), block) for block in BASES[name].blocks]
+    assert starts == sorted(set(starts))
 
 
 def test_the_heat_map_is_of_the_last_convolution(name, network, images):

@@ -1,6 +1,6 @@
 """What loading, folding, training and fine-tuning change of a base, and what they leave.
 
-All bases go through the same code, so two of them are always tested, and the others with `-m long`.
+Two bases are always tested, the others with `-m long`.
 """
 
 import keras
@@ -57,20 +57,6 @@ def test_a_step_of_training_moves_the_head_alone(settings, network, images):
     network.fit(images, LABELS, verbose=0)
     changed = [not (old == new).all() for old, new in zip(before, network.get_weights())]
     assert changed == [False] * (len(before) - 2) + [True, True]
-
-
-def test_blocks_divide_the_base(name, network, images):
-    assert networks.start(model.base_of(network), BASES[name].blocks[0]) > 1
-    expected = network(images).numpy()
-    for block in (BASES[name].blocks[0], BASES[name].blocks[-1]):
-        below, above = fine_tuning.below(network, block), fine_tuning.above(network, block)
-        np.testing.assert_allclose(above(below(images)), expected, atol=1e-5)
-        assert {id(weight) for part in (below, above) for weight in part.weights} == {id(w) for w in network.weights}
-
-
-def test_blocks_begin_one_after_another(name, network):
-    starts = [networks.start(model.base_of(network), block) for block in BASES[name].blocks]
-    assert starts == sorted(set(starts))
 
 
 def test_fine_tuning_moves_the_last_block_without_its_batchnorm(name, settings, network, images):

@@ -44,6 +44,12 @@ def test_the_schedule_is_that_of_addons_at_every_step_of_the_thesis():
 
 
 @ADDONS_ONLY
+def test_a_single_step_has_the_rate_that_it_has_among_all():
+    steps = tf.range(0, STEPS * EPOCHS, 700, dtype=tf.int64)
+    assert [float(our_rate()(step)) for step in steps] == our_rate()(steps).numpy().tolist()
+
+
+@ADDONS_ONLY
 def test_the_schedule_is_that_of_addons_over_the_range_of_float32():
     assert differing(np.concatenate([[0], np.geomspace(1, 3e38, 400)]).astype(np.float32)) == []
 

@@ -171,7 +171,7 @@ def test_the_sheet_leaves_blank_what_is_not_there():
     shown = axis.images[0].get_array()
     middles = [[shown[int(y), int(x), 0] for x in axis.get_xticks()] for y in axis.get_yticks()]
     assert middles == [[50, 255], [255, 100]]
-    frame = data_plots.GAP + data_plots.FRAME // 2
+    frame = data_plots.MARGIN + data_plots.FRAME // 2
     colours = [matplotlib.colors.to_hex(shown[row + frame, frame] / 255) for row in (0, data_plots.CELL[1])]
     assert colours == [colour.lower() for colour in plot_style.COLORS.values()]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from lively import norms
 from tiny_tree import tiny_settings
 
 import config
@@ -305,6 +306,8 @@ def fit(tree, place, mode, *overrides):
     (head,) = phases.prepare(network, phases.Rows(rows, table[table.set == "valid"]), settings)
     model.compile_model(head.trained, settings.train, head.rate)
     phases.fit(head, [], verbose=0)
+    # BatchNorm is folded in both modes.
+    assert norms(head.trained) == 0 < norms(network)
     return network.get_layer("head").get_weights(), head.trained.predict(head.batches.valid, verbose=0)
 
 

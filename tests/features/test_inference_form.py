@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from lively import norms
 
 from features import inference_form
 
@@ -21,10 +22,6 @@ def trained(network):
 def difference(one, other, images):
     expected = one(images, training=False).numpy()
     return np.abs(other(images, training=False).numpy() - expected).max() / np.abs(expected).max()
-
-
-def norms(network):
-    return sum(isinstance(layer, keras.layers.BatchNormalization) for layer in network.layers)
 
 
 @pytest.fixture

@@ -233,6 +233,7 @@ def read_image(path):
     external_images.read(path, 32)
     if png.inspect(path.parent, path.name)["error"] == "":
         assert decoding.read(str(path), 32).shape == (32, 32, 3)
+        np.testing.assert_array_equal(audit.read_rgb(path.parent, path.name), png.decode(path.read_bytes()))
     audit.read_rgb(path.parent, path.name)
 
 

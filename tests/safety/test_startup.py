@@ -78,6 +78,16 @@ def test_a_split_is_made_and_checked_without_what_draws_and_trains(tree, tmp_pat
     assert "sklearn" in loaded and not [name for name in ("tensorflow", "matplotlib", "seaborn") if name in loaded]
 
 
+def test_the_table_is_drawn_without_tensorflow(tree, tmp_path):
+    settings = ["data.protocol=image", f"data.folds={tree}/Folds.csv", f"data.root={tree}", "data.test_per_class=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, ROOT / "data.py", "--out", tmp_path / "drawn", *settings],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    loaded = done.stderr.splitlines()[-1]
+    assert "seaborn" in loaded and "tensorflow" not in loaded and (tmp_path / "drawn/samples.png").is_file()
+
+
 @pytest.mark.parametrize("number", STATUS)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_in_the_first_imports_ends_a_command_quietly(command, number):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from killed_runs import StopError, what_is_left
+from lively import norms
 from tiny_tree import tiny_settings
 
 import config
@@ -169,7 +170,9 @@ def test_the_history_goes_on_in_the_second_phase(undisturbed):
     assert history.learning_rate[0] > 1e-3
 
 
-def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_images_whole(tree, undisturbed, tuned):
+def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_images_whole(
+    tree, undisturbed, tuned, pixels
+):
     _, network, _, (first, second) = prepare(tree, "augment.flip=true")
     assert (first.epochs, second.epochs) == (range(1), range(1, 3))
     assert {id(weight) for weight in network.trainable_weights} <= {id(weight) for weight in second.trained.weights}
@@ -180,6 +183,9 @@ def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_image
     assert all((array == same).all() for array, same in zip(network.get_weights(), tuned[0].get_weights()))
     trainable = [{id(weight) for weight in part.trainable_weights} for part in (network, second.trained)]
     assert trainable[0] == trainable[1] and len(trainable[0]) == 3 * 2 + 2
+    # What is below the block is folded, with the weights of the checkpoint.
+    assert norms(second.trained) == 3
+    np.testing.assert_allclose(second.trained(pixels), network(pixels), atol=1e-5)
 
 
 def test_the_key_of_the_cut_does_not_depend_on_what_was_trained_above_it(tuned, network):
