@@ -16,6 +16,7 @@ from safety.errors import InputError
 ROOT = Path(config.__file__).parent
 
 
+@pytest.mark.long
 def test_the_benchmark_runs_on_a_handful_of_images(tmp_path, monkeypatch, capsys):
     options = ["--images", "64", "--rounds", "1", "--rows", "128", "--json", "speed.json", "data.image_size=32",
                "model.base=vgg16", "train.precision=float32", "train.engine=tensorflow"]  # fmt: skip
