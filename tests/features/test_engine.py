@@ -122,7 +122,7 @@ def test_other_weights_are_compiled_anew(tree, rows):
 def test_a_run_is_trained_evaluated_and_predicts_by_openvino(tree, tmp_path, monkeypatch, capsys, without_figures):
     engines = []
     compiled = engine.compiled
-    monkeypatch.setattr(engine, "compiled", lambda part, name: engines.append(name) or compiled(part, name))
+    monkeypatch.setattr(engine, "compiled", lambda part, name, **more: engines.append(name) or compiled(part, name, **more))
     for name in ("tensorflow", "openvino"):
         train.main(tiny_settings(tree, *SMALL, f"train.engine={name}", f"train.run={name}"))
         evaluate.main([f"runs/{name}"])
