@@ -200,18 +200,20 @@ def test_the_threshold_comes_from_validation_alone_and_travels_with_the_checkpoi
     """Poisoned test labels move neither threshold nor temperature."""
     monkeypatch.setattr(report, "write", lambda *_: None)
     first = evaluate.evaluate(copy / "best_model.keras", "youden").results
-    predict, seen = predictions.predict, {}
+    predict, seen = predictions.predict, []
 
     def poisoned(network, rows, settings, views):
         flipped = rows.label.map({"benign": "malignant", "malignant": "benign"})
         rows = rows.assign(label=rows.label.where(rows.set == "valid", flipped))
-        return seen.setdefault(rows.set.iloc[0], predict(network, rows, settings, views))
+        seen.append(predict(network, rows, settings, views))
+        return seen[0]
 
     monkeypatch.setattr(predictions, "predict", poisoned)
     second = evaluate.evaluate(copy / "best_model.keras").results
     split = pd.read_csv(copy / "split.csv")
-    assert seen["valid"].filename.tolist() == split.filename[split.set == "valid"].tolist()
-    malignant, probability = seen["valid"].label == "malignant", seen["valid"].probability
+    valid = seen[0][seen[0].set == "valid"]
+    assert valid.filename.tolist() == split.filename[split.set == "valid"].tolist() and len(seen) == 1
+    malignant, probability = valid.label == "malignant", valid.probability
     assert second["threshold_rule"] == "youden"
     assert first["threshold"] == second["threshold"] == calibration.choose_threshold(malignant, probability, "youden")
     assert first["calibration"]["temperature"] == second["calibration"]["temperature"]
