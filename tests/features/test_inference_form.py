@@ -88,7 +88,7 @@ def test_what_follows_a_folded_part_keeps_its_layers(images):
     part = trained(keras.Model(pixels, keras.layers.BatchNormalization()(convolved)))
     head = keras.Model(features, keras.layers.Dense(1)(features), name="head_alone")
     composed = inference_form.compose(part, head)
-    assert composed.name == "head_alone"
+    assert composed.name == "whole"
     assert [id(weight) for weight in composed.trainable_weights] == [id(weight) for weight in head.weights]
     expected = head(part(images, training=False))
     np.testing.assert_allclose(composed(images, training=True), expected, rtol=1e-4, atol=1e-4)
