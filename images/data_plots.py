@@ -18,17 +18,18 @@ CELL, MARGIN, FRAME = (350, 232), 3, 4
 
 
 def split(table: pd.DataFrame) -> Figure:
-    """The number of rows by set and class.
+    """The number of rows by set and class, called images where each image has one row.
 
     Args:
-        table: frame with set and label.
+        table: frame with set, label and filename.
     """
+    counted = "rows" if table.filename.duplicated().any() else "images"
     present = [name for name in splits.SETS if (table.set == name).any()]
     table = table.assign(set=pd.Categorical(table.set, present))
     figure, axes = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
     palette = plot_style.COLORS
     sns.countplot(table, x="set", hue="label", hue_order=list(palette), palette=palette, saturation=1, ax=axes)
-    axes.set(xlabel="", ylabel="rows", title="Rows by set and class")
+    axes.set(xlabel="", ylabel=counted, title=f"{counted.capitalize()} by set and class")
     sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for bars in axes.containers:
         axes.bar_label(bars, fontsize=8, padding=1)

@@ -64,8 +64,10 @@ def read_sections(path: Path) -> dict[str, dict]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: must be UTF-8 text") from None
     values = parse_yaml(text, str(path))
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise InputError(f"{path}: must hold sections of keys, as config.yaml does, got {str(values)[:60]!r}")
+    keys = values.items() if isinstance(values, dict) else [("", values)]
+    wrong = [f"{key}: {value}".removeprefix(": ") for key, value in keys if not isinstance(value, dict)]
+    if wrong:
+        raise InputError(f"{path}: must hold sections of keys, as config.yaml does, got {wrong[0][:60]!r}")
     return values
 
 

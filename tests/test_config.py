@@ -126,6 +126,7 @@ def test_no_choice_is_called_the_nearest_where_none_is_alike():
 @pytest.mark.parametrize("text, words", [
     ("- 1", "sections of keys"),
     ("train: 5", "sections of keys"),
+    ("train: {epochs: 1}\nepochs: 4", "mine.yaml: must hold sections of keys, as config.yaml does, got 'epochs: 4'"),
     ("train: {epochs: 1, epochs: 2}", "duplicate key"),
     ("train: {epochs: 1", "line 1"),
     ("a: !!python/name:os.system", "must be plain YAML"),

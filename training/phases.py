@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import pandas as pd
 
 import config
@@ -18,6 +19,9 @@ from features import extraction, feature_datasets, inference_form, source
 from features.extraction import Features
 from images import audit, image_datasets
 from training import fine_tuning
+
+# Keras divides by no deviation that is much smaller.
+SMALLEST = 1e-6
 
 
 class Rows(NamedTuple):
@@ -73,7 +77,10 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings, views: int
     if settings.cached or _standardizes(settings):
         features = train_features(network, rows.train, settings)
     if _standardizes(settings):
-        model.standardize(network, *feature_datasets.statistics(features.array, features.places))
+        mean, variance = feature_datasets.statistics(features.array, features.places)
+        if np.sqrt(variance.max()) < SMALLEST:
+            print(f"note: the features are the same for all images to {SMALLEST:g}, so no head can learn from them")
+        model.standardize(network, mean, variance)
     if settings.cached:
         valid = source.of(settings).pooled(network, rows.valid, turned=views)
         return head_on_features(model.head(network), features, valid, settings)

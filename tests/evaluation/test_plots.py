@@ -30,7 +30,10 @@ def test_the_distribution_shows_the_counts_in_the_colour_of_each_class():
     table = pd.DataFrame(
         {"set": ["train"] * 5 + ["test"] * 3, "label": ["benign"] * 2 + ["malignant"] * 3 + ["benign"] * 3}
     )
+    table["filename"] = [f"{number}.png" for number in range(8)]
+    assert data_plots.split(table.assign(filename="a.png")).axes[0].get_ylabel() == "rows"
     axis = data_plots.split(table).axes[0]
+    assert (axis.get_ylabel(), axis.get_title()) == ("images", "Images by set and class")
     drawn = {
         (
             to_hex(bar.get_facecolor()).upper(),

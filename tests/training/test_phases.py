@@ -26,3 +26,12 @@ def test_both_modes_standardize_by_the_same_warped_images(tree):
     cached, end_to_end = (standardizing_layer(tree, features) for features in ("cached", "end_to_end"))
     for ours, theirs in zip(cached, end_to_end):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_features_from_which_nothing_can_be_learned_are_noted(tree, monkeypatch, capsys):
+    """As an untrained MobileNetV2 gives them."""
+    standardizing_layer(tree, "cached")
+    assert "no head can learn" not in capsys.readouterr().out
+    monkeypatch.setattr(phases.feature_datasets, "statistics", lambda *_: (np.zeros(512), np.full(512, 1e-24)))
+    standardizing_layer(tree, "cached")
+    assert "note: the features are the same for all images to 1e-06, so no head can learn" in capsys.readouterr().out
