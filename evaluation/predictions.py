@@ -93,9 +93,7 @@ def predict_images(network: keras.Model, rows: pd.DataFrame, settings: config.Se
     Raises:
         AssertionError: the dataset returned other file names, or in another order, than the rows have.
     """
-    # The form in which the network was trained.
-    frozen = settings.model.frozen
-    whole = inference_form.compose(model.pooled(network), model.head(network)) if frozen else network
+    whole = inference_form.of_network(network, settings.model.frozen)
     batches = image_datasets.eval_dataset(rows, audit.image_folder(settings.data.root), settings)
     total = -(-len(rows) // settings.train.batch_size)
     names, probabilities = [], []

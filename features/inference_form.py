@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import model
 from backbones import networks
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -68,6 +69,11 @@ def compose(before: keras.Model, after: keras.Model) -> keras.Model:
         after: takes its output; its layers are shared.
     """
     return keras.Model(before.input, after(fold(before)(before.input, training=False)), name="whole")
+
+
+def of_network(network: keras.Model, frozen: bool) -> keras.Model:
+    """The form in which a whole network is trained and predicts: folded up to the head, or as it is if not frozen."""
+    return compose(model.pooled(network), model.head(network)) if frozen else network
 
 
 def _in_float32(described: Any) -> Any:

@@ -84,8 +84,7 @@ def head(network: keras.Model, rows: Rows, settings: config.Settings, views: int
     if settings.cached:
         valid = source.of(settings).pooled(network, rows.valid, turned=views)
         return head_on_features(model.head(network), features, valid, settings)
-    frozen = settings.model.frozen
-    trained = inference_form.compose(model.pooled(network), model.head(network)) if frozen else network
+    trained = inference_form.of_network(network, settings.model.frozen)
     rate = model.cyclical_rate(settings.train, len(rows.train))
     return Phase(trained, rate, range(settings.train.epochs), _image_batches(rows, settings, views))
 

@@ -65,7 +65,13 @@ def test_the_cache_has_the_features_of_training(network, images):
     filled = np.zeros((BATCH, *images.shape[1:]), np.float32)
     filled[: len(images)] = images
     (cached,) = engine.compiled(pooled, "tensorflow")([filled])
-    assert np.abs(in_training - cached[: len(images)]).max() < 1e-5 * cached.max()
+    cached = cached[: len(images)]
+    assert np.abs(in_training - cached).max() < 1e-5 * cached.max()
+    # Both are folded. Keras' own layers round differently, and untrained layers amplify that as they do one unit in the
+    # last place of the pixels.
+    plain = pooled(images, training=True).numpy()
+    amplified = np.abs(pooled(images * np.float32(1 + 2**-23), training=False) - plain).max()
+    assert np.abs(cached - plain).max() < max(1e-5 * plain.max(), 4 * amplified)
 
 
 def test_blocks_divide_the_base(name, network, images):
