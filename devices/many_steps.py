@@ -9,6 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from images.dataset_options import without_autotuning
+
+# Fills up a smaller batch beside larger ones.
+NO_PLACE = np.int64(-1)
+
 
 class Batches(NamedTuple):
     """The batches of a training.
@@ -37,16 +42,19 @@ class Batches(NamedTuple):
     def many_at_once(self, epochs: range, count: int) -> tf.data.Dataset:
         """The same, up to `count` batches of one epoch in each element: all inputs, all labels, the end of each batch.
 
-        Reading the rows of many batches at once takes a fraction of the time.
+        Reading the rows of many batches at once takes a fraction of the time. The inputs must be places.
         """
 
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
-            return self.train_from(number).take(self.steps).ragged_batch(count)
+            batches = self.train_from(number).take(self.steps)
+            return batches.padded_batch(count, padding_values=(NO_PLACE, 0.0))
 
-        def load(inputs: tf.RaggedTensor, labels: tf.RaggedTensor) -> tuple[tf.Tensor, ...]:
-            return self.load(inputs.values), labels.values, inputs.row_splits[1:]
+        def load(places: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            real = places != NO_PLACE
+            return self.load(places[real]), labels[real], tf.cumsum(tf.math.count_nonzero(real, axis=1))
 
-        return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch).map(load).prefetch(1)
+        numbers = tf.data.Dataset.range(epochs.start, epochs.stop)
+        return without_autotuning(numbers.flat_map(epoch).map(load).prefetch(1))
 
 
 class ManySteps(keras.Model):
@@ -66,17 +74,20 @@ class ManySteps(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit` calls with the iterator of `Batches.many_at_once`; it returns the metrics."""
         if force or self.train_function is None:
-            self.train_function = tf.function(lambda iterator: self._train_steps(*next(iterator)))
+            # Turning Keras' code into a graph by AutoGraph would take longer than all else before the first step.
+            self.train_function = tf.function(lambda iterator: self._train_steps(*next(iterator)), autograph=False)
         return self.train_function
 
     def _train_steps(self, inputs: tf.Tensor, labels: tf.Tensor, ends: tf.Tensor) -> dict[str, tf.Tensor]:
-        steps, start = tf.size(ends), tf.constant(0, tf.int64)
+        steps = tf.size(ends)
+
+        def step(number: tf.Tensor, start: tf.Tensor, outputs: tf.TensorArray) -> tuple:
+            rows = slice(start, ends[number])
+            return number + 1, ends[number], outputs.write(number, self.train_step((inputs[rows], labels[rows])))
+
         outputs = tf.TensorArray(tf.float32, steps, element_shape=(None, 1), infer_shape=False)
         self._in_step = True
-        for step in tf.range(steps):
-            rows = slice(start, ends[step])
-            outputs = outputs.write(step, self.train_step((inputs[rows], labels[rows])))
-            start = ends[step]
+        _, _, outputs = tf.while_loop(lambda number, *_: number < steps, step, (0, tf.constant(0, tf.int64), outputs))
         self._in_step = False
         return self.compute_metrics(inputs, labels, outputs.concat())
 
@@ -84,5 +95,4 @@ class ManySteps(keras.Model):
         self, x: tf.Tensor, y: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor] | tf.Tensor:
         """Updates and returns the metrics; within a step, of which Keras' `train_step` returns this, the outputs."""
-        # Without `super()`, which TensorFlow cannot turn into a graph here.
-        return y_pred if self._in_step else keras.Model.compute_metrics(self, x, y, y_pred, sample_weight)
+        return y_pred if self._in_step else super().compute_metrics(x, y, y_pred, sample_weight)

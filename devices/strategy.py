@@ -262,6 +262,6 @@ def distribute(batches: tf.data.Dataset, weighted: bool = False) -> tf.data.Data
         count = replicas // context.num_input_pipelines
         local = tf.data.Dataset.range(context.input_pipeline_id * count, (context.input_pipeline_id + 1) * count)
         parts = batches.flat_map(lambda *batch: local.map(lambda replica: cut(replica, *batch)))
-        return parts.prefetch(tf.data.AUTOTUNE)
+        return parts.prefetch(2)
 
     return strategy.distribute_datasets_from_function(of_worker)

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 import config
 from features.extraction import Features
 from images import image_datasets
+from images.dataset_options import without_autotuning
 from safety import errors
 
 # Rows that are read at a time where all rows are read once.
@@ -76,7 +77,7 @@ def train_dataset(features: Features, settings: config.Settings, first: int | tf
         chosen, shuffled = tf.gather_nd(places, tf.stack([order, view], axis=1)), tf.gather(labels, order)
         return _batches(chosen, shuffled, settings.train.batch_size)
 
-    return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch)
+    return without_autotuning(tf.data.Dataset.range(first, settings.epochs).flat_map(epoch))
 
 
 def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
@@ -91,13 +92,17 @@ def eval_dataset(features: Features, batch_size: int) -> tf.data.Dataset:
     """
     places, labels = tf.constant(features.places[:, 0]), tf.constant(features.labels[:, None], tf.float32)
     batches = _batches(places, labels, batch_size)
-    return batches.map(lambda places, labels: (read(features.array, places), labels)).prefetch(1)
+    loaded = batches.map(lambda places, labels: (read(features.array, places), labels))
+    return without_autotuning(loaded.prefetch(1))
 
 
 def _batches(places: tf.Tensor, labels: tf.Tensor, size: int) -> tf.data.Dataset:
     """Slices of `size` rows; with an element for each row, batching would take longer than a step."""
-    starts = tf.data.Dataset.range(0, tf.size(places, tf.int64), size)
-    return starts.map(lambda start: (places[start : start + size], labels[start : start + size]))
+    rows = places.shape[0]
+    whole = rows - rows % size
+    slices = [tf.reshape(tensor[:whole], (-1, size, *tensor.shape[1:])) for tensor in (places, labels)]
+    rest = tf.data.Dataset.from_tensors((places[whole:], labels[whole:])).take(min(1, rows - whole))
+    return tf.data.Dataset.from_tensor_slices(tuple(slices)).concatenate(rest)
 
 
 def views_as_rows(features: Features) -> Features:

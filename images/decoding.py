@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from images.dataset_options import without_autotuning
+
 
 def read(path: tf.Tensor, size: int) -> tf.Tensor:
     """Decodes and resizes one PNG.
@@ -48,4 +50,4 @@ def decode(paths: list[Path], size: int) -> np.ndarray:
     """
     images = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
     images = images.map(lambda path: tf.cast(read(path, size), tf.uint8), tf.data.AUTOTUNE)
-    return np.concatenate(list(images.batch(32).as_numpy_iterator()))
+    return np.concatenate(list(without_autotuning(images.batch(32)).as_numpy_iterator()))

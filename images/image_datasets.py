@@ -10,9 +10,12 @@ import tensorflow as tf
 
 import config
 from images import augmentation, decoding, stain_normalization, turns, warp
+from images.dataset_options import without_autotuning
 
 # Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
 OTHER_DRAWS = 2**31
+# Batches that are ready while the model computes.
+PREFETCHED = 2
 
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
@@ -43,7 +46,7 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
             tf.data.AUTOTUNE,
         )
 
-    return tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(tf.data.AUTOTUNE)
+    return without_autotuning(tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(PREFETCHED))
 
 
 def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
@@ -59,7 +62,7 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
     """
     images = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
     images = images.map(lambda name, path, label: (name, _read(path, settings.data), label), tf.data.AUTOTUNE)
-    return images.batch(settings.train.batch_size).prefetch(tf.data.AUTOTUNE)
+    return without_autotuning(images.batch(settings.train.batch_size).prefetch(PREFETCHED))
 
 
 def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:

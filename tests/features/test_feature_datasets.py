@@ -10,8 +10,10 @@ import tensorflow as tf
 from tiny_tree import tiny_settings
 
 import config
+import data
 import model
 from features import extraction, feature_datasets
+from images import audit, image_datasets
 from training import phases
 
 
@@ -47,6 +49,18 @@ def test_validation_takes_every_row_once_in_order(tree):
     batches = list(feature_datasets.eval_dataset(features, 8))
     assert np.concatenate([batch[:, 0] for batch, _ in batches]).tolist() == list(range(0, 60, 3))
     assert np.concatenate([label[:, 0] for _, label in batches]).tolist() == [0, 1] * 10
+
+
+def test_no_pipeline_waits_for_autotuning_at_its_end(tree):
+    features = extraction.Features(np.zeros((9, 5), np.float32), np.arange(9)[:, None], np.arange(9) % 2)
+    settings, rows = config.load_settings(None, tiny_settings(tree)), data.read_folds(tree / "Folds.csv")
+    folder = audit.image_folder(tree)
+    batches = phases._feature_batches(features, features, settings, 8)
+    pipelines = [
+        batches.train_from(0), batches.valid, batches.one_by_one(0), batches.many_at_once(range(2), 4),
+        image_datasets.train_dataset(rows, folder, settings), image_datasets.eval_dataset(rows, folder, settings),
+    ]  # fmt: skip
+    assert [pipeline.options().autotune.enabled for pipeline in pipelines] == [False] * len(pipelines)
 
 
 def test_statistics_count_each_image_once():
