@@ -98,7 +98,7 @@ $(VENV)/bin/python:
 	$(firstword $(FOUND)) -m venv $(VENV)
 
 $(VENV)/ready: $(REQUIREMENTS) $(CONSTRAINTS) $(VENV)/bin/python
-	@echo "Python $(subst /, with ,$(CHOICE)), in $(VENV)"
+	@echo "Python $(subst /, with ,$(CHOICE)), in $(VENV): installing $(REQUIREMENTS), which takes some minutes"
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(PINS) -r $(REQUIREMENTS)
 	touch $@
 

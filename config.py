@@ -310,8 +310,8 @@ def validate(schema: type[Schema], values: Any, files: dict[str, str | Path | No
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        names = [*setting_names(), *Settings.model_fields]
-        raise InputError("; ".join(explain(item, names, files or {}) for item in error.errors()[:3])) from None
+        known = {**descriptions(), **dict.fromkeys(Settings.model_fields, "")}
+        raise InputError("; ".join(explain(item, known, files or {}) for item in error.errors()[:3])) from None
 
 
 def _parse_override(text: str) -> dict:
@@ -324,9 +324,9 @@ def _parse_override(text: str) -> dict:
     return {section: {key: value if field and field.annotation is str else limits.parse_yaml(value, name)}}
 
 
-def setting_names() -> list[str]:
-    """The names of all settings, `section.key`, in the order of the schema."""
-    return [f"{section}.{key}" for section, keys in _fields().items() for key in keys]
+def descriptions() -> dict[str, str]:
+    """The names of all settings, `section.key`, in the order of the schema -> what they are, with their range."""
+    return {f"{section}.{key}": field.description for section, keys in _fields().items() for key, field in keys.items()}
 
 
 def _fields() -> dict:

@@ -40,7 +40,7 @@ class DataError(InputError):
 
 
 def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
-    """The allowed name that is most like `name`; empty where none is.
+    """The allowed name that `name` is the start of, or that is most like it; empty where none is.
 
     Args:
         name: that the user gave.
@@ -49,9 +49,12 @@ def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
 
     >>> nearest("Pacient", ["slide", "patient"]), nearest("sheep", ["slide", "patient"])
     ('patient', '')
+    >>> nearest("data.mag", ["data.image_size", "data.magnification"])
+    'data.magnification'
     """
-    by_lower = {each.lower(): each for each in allowed}
-    return "".join(by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, 1, cutoff))
+    by_lower, name = {each.lower(): each for each in allowed}, name.lower()
+    longer = [each for each in by_lower if name and each.startswith(name)]
+    return "".join(by_lower[each] for each in longer[:1] or difflib.get_close_matches(name, by_lower, 1, cutoff))
 
 
 @contextlib.contextmanager

@@ -10,18 +10,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from safety.errors import nearest
 
 
-def explain(item: Any, names: list[str], files: dict) -> str:
+def explain(item: Any, settings: dict[str, str], files: dict) -> str:
     """An error of pydantic in words: the key, what is allowed and what was got, and the file that it is from.
 
     Args:
         item: of `ValidationError.errors()`.
-        names: of all settings, for a key that there is not.
+        settings: names of all settings and sections, and what they are, with their range.
         files: name of a setting -> its file, or None.
     """
     name, setting = (".".join(map(str, parts)) for parts in (item["loc"], item["loc"][:2]))
     where = f"{files[setting]}: " if files.get(setting) else ""
     if item["type"] == "extra_forbidden":
-        return f"{where}{name}: no such setting; the nearest is {nearest(name, names, cutoff=0)}"
+        return f"{where}{name}: no such setting; the nearest is {nearest(name, [*settings], cutoff=0)}"
     if item["type"] == "missing":
         return f"{name}: is missing, and there is no default"
     message = item["msg"].removeprefix("Value error, ").replace("a valid boolean", "true or false")
@@ -29,6 +29,8 @@ def explain(item: Any, names: list[str], files: dict) -> str:
     if item["type"] == "literal_error":
         choice = nearest(str(item["input"])[:60], re.findall("'(.*?)'", message))
         got += f"; the nearest is {choice}" * bool(choice)
+    elif got and settings.get(setting):
+        got += f" ({settings[setting]})"
     # A check of several sections names the key by itself.
     return f"{where}{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 

@@ -87,7 +87,7 @@ def test_amounts_may_be_off(text, value):
     ("tune.standardize=[maybe]", "tune.standardize.0: input should be true or false, got 'maybe'"),
     ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, got '0'"),
     ("train.epochs=true", "train.epochs: input should be a valid integer"),
-    ("train.epochs=many", "got 'many'"),
+    ("train.epochs=many", "got 'many' (passes over the training rows, 1 to 100000)"),
     ("data.protocol=sheep", "'row', 'image'"),
     ("data.test_per_class=0", "data.test_per_class: must be auto or a whole number, 1 or more, got '0'"),
     ("data.test_per_class=true", "must be auto or a whole number, 1 or more, got 'True'"),
@@ -222,7 +222,7 @@ def test_help_names_every_setting():
     parser = command_line.CommandLine("test")
     config.add_settings(parser)
     text = parser.format_help()
-    assert all(f"{name}=" in text for name in config.setting_names())
+    assert all(f"{name}=" in text for name in config.descriptions())
 
 
 def test_help_shows_defaults_as_config_yaml_has_them():

@@ -130,7 +130,7 @@ def test_no_setting_named_is_unknown(page):
     named = re.findall(
         r"(?<![\w./-])((?:data|augment|model|train|tune)\.(?!(?:py|csv|txt)\b)[a-z_]+)\b", page.read_text()
     )
-    assert set(named) <= set(config.setting_names())
+    assert set(named) <= set(config.descriptions())
     for name, values in re.findall(r"^([a-z]+\.[a-z_]+)=(\S+)$", "\n".join(code(page)), re.M):
         for value in values.split(","):
             config.load_settings(None, [f"{name}={value}"])

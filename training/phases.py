@@ -18,7 +18,7 @@ from devices.many_steps import Batches
 from features import extraction, feature_datasets, inference_form, source
 from features.extraction import Features
 from images import audit, image_datasets
-from training import fine_tuning
+from training import checkpoint, fine_tuning
 
 # Keras divides by no deviation that is much smaller.
 SMALLEST = 1e-6
@@ -119,7 +119,8 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, vi
 
     def begin(best: Path | None) -> None:
         if best:
-            network.load_weights(best)
+            with checkpoint.arrays_alone(best) as arrays:
+                network.load_weights(arrays)
         fine_tuning.unfreeze(network, block)
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)

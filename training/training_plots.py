@@ -12,6 +12,9 @@ from matplotlib.ticker import LogLocator
 
 from images import plot_style
 
+# Of a loss or accuracy at least, so that rounding does not look like a curve.
+SPAN = 0.02
+
 
 def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
     """Loss, accuracy and learning rate over the epochs, with the epoch of the checkpoint marked.
@@ -33,6 +36,8 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
         place = epochs.val_balanced_loss if balanced and key == "loss" else epochs[f"val_{key}"]
         axis.plot([number[best]], [place[best]], label="kept: lowest validation loss", **circle)
         axis.set(title=key.capitalize())
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, (low + high - SPAN) / 2), max(high, (low + high + SPAN) / 2))
     axes[2].plot(number, epochs.learning_rate, color="0.25", marker=".")
     axes[2].set(title="Learning rate at the end of the epoch")
     if fine_tuned_from is None:

@@ -102,7 +102,7 @@ def folds_content() -> st.SearchStrategy:
 def settings_content() -> st.SearchStrategy:
     valid = (config.DEFAULTS.with_name("sample.yaml")).read_bytes()
     value = st.one_of(st.sampled_from(WORDS), st.text(max_size=12), st.integers().map(str), st.floats().map(str))
-    line = st.tuples(st.sampled_from([*config.setting_names(), "data.", "x.y"]), value)
+    line = st.tuples(st.sampled_from([*config.descriptions(), "data.", "x.y"]), value)
     lines = st.lists(line, max_size=4).map(
         lambda lines: "".join("{}:\n  {}: {}\n".format(*name.split("."), value) for name, value in lines)
     )
