@@ -77,13 +77,22 @@ def test_the_history_marks_where_the_fine_tuning_begins():
 
 
 def test_the_gallery_puts_each_caption_and_colour_on_its_image():
-    images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30, 40, 50, 60, 70)]
+    # The third is higher than the others, and keeps its shape.
+    images = [np.full((8 if n == 2 else 4, 6, 3), 10 * n, np.uint8) for n in range(1, 8)]
     labels = ["benign", "malignant"] * 3 + ["malignant"]
-    figure = data_plots.gallery(images, [f"image {n}" for n in range(7)], labels, "title")
-    shown = [axis for axis in figure.axes if axis.images]
-    assert [axis.images[0].get_array()[0, 0, 0] for axis in shown] == [10, 20, 30, 40, 50, 60, 70]
-    assert [axis.get_title() for axis in shown] == [f"image {n}" for n in range(7)]
-    assert [axis.spines["top"].get_edgecolor()[2] > 0.5 for axis in shown] == [label == "benign" for label in labels]
+    axis = data_plots.gallery(images, [f"image {n}" for n in range(7)], labels, "title").axes[0]
+    assert [shown.get_array()[0, 0, 0] for shown in axis.images] == [10, 20, 30, 40, 50, 60, 70]
+    assert [text.get_text() for text in axis.texts] == [f"image {n}" for n in range(7)]
+    assert [frame.get_edgecolor()[2] > 0.5 for frame in axis.patches] == [label == "benign" for label in labels]
+    taken = []
+    for shown, text, frame in zip(axis.images, axis.texts, axis.patches):
+        left, right, bottom, top = shown.get_extent()
+        assert frame.get_bbox().extents == pytest.approx([left, top, right, bottom])
+        (x, y), (high, wide) = text.get_position(), shown.get_array().shape[:2]
+        assert x == pytest.approx((left + right) / 2) and 0 < top - y < 0.1
+        assert (bottom - top) / (right - left) == pytest.approx(high / wide)
+        assert all(left >= other[1] or right <= other[0] or top >= other[2] or bottom <= other[3] for other in taken)
+        taken.append((left, right, bottom, top - data_plots.ABOVE))
 
 
 TRUE = np.array([False, False, True, True])

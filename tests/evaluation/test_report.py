@@ -264,6 +264,11 @@ def test_an_environment_that_is_none_is_refused(tmp_path, content):
         environment.read(tmp_path)
 
 
+def shown_names(drawn):
+    """The names in the captions of a gallery."""
+    return [text.get_text().split("\n")[0] for text in drawn.figure.axes[0].texts]
+
+
 def test_every_wrong_image_is_on_a_page(evaluated, tree):
     wrong = evaluated.misclassified
     many = evaluated._replace(
@@ -273,7 +278,7 @@ def test_every_wrong_image_is_on_a_page(evaluated, tree):
     )
     pages = [figure for figure in figures.galleries(many, audit.image_folder(tree)) if figure.section == "errors"]
     assert [figure.name for figure in pages] == ["misclassified-01", "misclassified-02"]
-    titles = [axis.get_title().split("\n")[0] for figure in pages for axis in figure.figure.axes if axis.get_title()]
+    titles = [name for figure in pages for name in shown_names(figure)]
     assert (
         sorted(titles) == sorted(name.removesuffix(".png") for name in many.misclassified.filename)
         and len(titles) == 50
@@ -286,12 +291,12 @@ def test_the_caption_is_that_of_its_image(evaluated, tree):
     folder = audit.image_folder(tree)
     paths = {path.stem: path for path in folder.rglob("*.png")}
     drawn = next(figure for figure in figures.galleries(evaluated, folder) if figure.name == "predictions")
-    shown = [axis for axis in drawn.figure.axes if axis.get_title()]
-    assert len(shown) == 30
-    for axis in shown:
-        np.testing.assert_array_equal(
-            axis.images[0].get_array(), audit.read_rgb(folder, paths[axis.get_title().split("\n")[0]])
-        )
+    (axis,) = drawn.figure.axes
+    assert len(axis.images) == len(axis.texts) == 30
+    for shown, text in zip(axis.images, axis.texts):
+        assert text.get_position()[0] == pytest.approx(np.mean(shown.get_extent()[:2]))
+        path = paths[text.get_text().split("\n")[0]]
+        np.testing.assert_array_equal(shown.get_array(), audit.read_rgb(folder, path))
 
 
 def test_the_heat_maps_are_those_of_the_predicted_class(evaluated, tree, run, monkeypatch):
@@ -334,7 +339,7 @@ def test_the_most_and_least_certain_are_so_on_either_side_of_the_threshold(evalu
     ]
     half = figures.PER_GALLERY // 2
     for drawn in figures.galleries(moved, audit.image_folder(tree)):
-        titles = [axis.get_title().split("\n")[0] + ".png" for axis in drawn.figure.axes if axis.get_title()]
+        titles = [f"{name}.png" for name in shown_names(drawn)]
         if drawn.name in ("least_certain", "most_certain"):
             expected = certain[:half] if drawn.name == "least_certain" else certain[::-1][:half]
             assert titles == expected.tolist()
