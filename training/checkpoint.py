@@ -183,9 +183,10 @@ def load(path: Path) -> tuple[keras.Model, dict]:
         metadata = _read_metadata(path)
     settings = metadata["settings"]
     precision.use_device(settings.train.precision, engine=settings.train.engine)
-    with arrays_alone(path) as arrays, _damage_named(path):
+    with _damage_named(path):
         network = model.build(settings, load_weights=False, width=metadata.get("width"))
         _check_width(metadata, network)
+    with arrays_alone(path) as arrays, _damage_named(path):
         network.load_weights(arrays)
         if model.weights_hash(network) != metadata["arrays_sha256"]:
             raise ValueError("its arrays are not those that were saved")

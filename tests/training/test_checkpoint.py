@@ -1,7 +1,9 @@
 import copy
+import errno
 import io
 import json
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -46,6 +48,16 @@ def test_keras_itself_opens_the_checkpoint(saved, pixels):
     np.testing.assert_allclose(
         keras.models.load_model(path, compile=False).predict(pixels, verbose=0), expected, atol=1e-6
     )
+
+
+def test_a_full_folder_of_temporary_files_is_named_and_no_damage(saved, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(OSError, match="No space") as error:
+        checkpoint.load(saved[0])
+    assert error.value.filename == tempfile.gettempdir()
 
 
 def test_nothing_of_a_checkpoint_but_its_arrays_and_settings_is_used(saved, pixels, tmp_path):
