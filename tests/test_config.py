@@ -79,6 +79,8 @@ def test_amounts_may_be_off(text, value):
 @pytest.mark.parametrize("override, words", [
     ("train.epoch=3", "nearest is train.epochs"),
     ("trian.epochs=3", "nearest is train"),
+    ("data.mag=40", "data.mag: no such setting; the nearest is data.magnification"),
+    ("data.fold=9", "got '9' (official fold that is tested under protocol fold, 1 to 5)"),
     ("train.precision=bf16", "'bfloat16' or 'float16', got 'bf16'; the nearest is bfloat16"),
     ("data.protocol=pacient", "got 'pacient'; the nearest is patient"),
     ("data.stain=Macenco", "got 'Macenco'; the nearest is macenko"),

@@ -76,6 +76,13 @@ def test_the_history_marks_where_the_fine_tuning_begins():
     assert all(2.5 not in line.get_xdata() for axis in training_plots.history(epochs).axes for line in axis.lines)
 
 
+def test_the_history_does_not_magnify_rounding():
+    columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
+    epochs = pd.DataFrame({"epoch": range(3), **{column: [0.7, 0.7 + 1e-9, 0.7] for column in columns}})
+    spans = [np.ptp(axis.get_ylim()) for axis in training_plots.history(epochs).axes[:2]]
+    assert spans == pytest.approx([0.02, 0.02])
+
+
 def test_the_gallery_puts_each_caption_and_colour_on_its_image():
     # The third is higher than the others, and keeps its shape.
     images = [np.full((8 if n == 2 else 4, 6, 3), 10 * n, np.uint8) for n in range(1, 8)]
