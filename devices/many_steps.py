@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from images.dataset_options import without_autotuning
 
-# Fills up a smaller batch beside larger ones.
-NO_PLACE = np.int64(-1)
+# Fills up a smaller batch beside larger ones. Not -1, which NumPy and pandas give for "not found".
+NO_PLACE = np.iinfo(np.int64).min
 
 
 class Batches(NamedTuple):
@@ -47,7 +47,7 @@ class Batches(NamedTuple):
 
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
             batches = self.train_from(number).take(self.steps)
-            return batches.padded_batch(count, padding_values=(NO_PLACE, 0.0))
+            return batches.padded_batch(count, padding_values=(tf.constant(NO_PLACE, tf.int64), 0.0))
 
         def load(places: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
             real = places != NO_PLACE
@@ -74,7 +74,7 @@ class ManySteps(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable:
         """The function that `fit` calls with the iterator of `Batches.many_at_once`; it returns the metrics."""
         if force or self.train_function is None:
-            # Turning Keras' code into a graph by AutoGraph would take longer than all else before the first step.
+            # AutoGraph would first rewrite this code, which takes longer than all else before the first step.
             self.train_function = tf.function(lambda iterator: self._train_steps(*next(iterator)), autograph=False)
         return self.train_function
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import config
 from devices import keras_stack, precision
+from images.dataset_options import BATCHES
 from safety import signals
 from safety.errors import InputError
 
@@ -262,6 +263,6 @@ def distribute(batches: tf.data.Dataset, weighted: bool = False) -> tf.data.Data
         count = replicas // context.num_input_pipelines
         local = tf.data.Dataset.range(context.input_pipeline_id * count, (context.input_pipeline_id + 1) * count)
         parts = batches.flat_map(lambda *batch: local.map(lambda replica: cut(replica, *batch)))
-        return parts.prefetch(2)
+        return parts.prefetch(BATCHES * count)
 
     return strategy.distribute_datasets_from_function(of_worker)

@@ -39,11 +39,11 @@ def split(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], title: str, columns: int = 6) -> Figure:
+def gallery(images: Sequence, captions: Sequence[str], labels: Sequence[str], title: str, columns: int = 6) -> Figure:
     """Images in a grid, each framed in the colour of its true class.
 
     Args:
-        images: (n, height, width, 3), RGB from 0 to 255.
+        images: n of them, (height, width, 3), RGB from 0 to 255; the first one's shape is the room for each.
         captions: the text above each image, of up to three lines.
         labels: the true class of each image, benign or malignant.
         title: of the figure.
@@ -59,6 +59,7 @@ def gallery(images: np.ndarray, captions: Sequence[str], labels: Sequence[str], 
         left, top = number % columns * width, number // columns * (height + ABOVE) + ABOVE
         size = np.array(image.shape[1::-1])
         wide, high = size * min((width - APART) / size[0], height / size[1])
+        left += (width - APART - wide) / 2
         axis.imshow(np.asarray(image, np.uint8), extent=(left, left + wide, top + high, top))
         color = plot_style.COLORS[label]
         axis.add_patch(Rectangle((left, top), wide, high, fill=False, edgecolor=color, linewidth=2.5, clip_on=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from images.dataset_options import without_autotuning
+from images.dataset_options import CORES, without_autotuning
 
 
 def read(path: tf.Tensor, size: int) -> tf.Tensor:
@@ -49,5 +49,5 @@ def decode(paths: list[Path], size: int) -> np.ndarray:
         RGB, (n, size, size, 3), uint8, in the order of `paths`.
     """
     images = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    images = images.map(lambda path: tf.cast(read(path, size), tf.uint8), tf.data.AUTOTUNE)
+    images = images.map(lambda path: tf.cast(read(path, size), tf.uint8), CORES)
     return np.concatenate(list(without_autotuning(images.batch(32)).as_numpy_iterator()))

@@ -10,12 +10,10 @@ import tensorflow as tf
 
 import config
 from images import augmentation, decoding, stain_normalization, turns, warp
-from images.dataset_options import without_autotuning
+from images.dataset_options import BATCHES, CORES, without_autotuning
 
 # Added to the step in the seed of the draws for turns and colours; no epoch has so many steps.
 OTHER_DRAWS = 2**31
-# Batches that are ready while the model computes.
-PREFETCHED = 2
 
 
 def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, first: int = 0) -> tf.data.Dataset:
@@ -39,14 +37,14 @@ def train_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings, f
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         order = epoch_order(len(rows), settings.data.seed, number)
         images = tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
-        images = images.map(lambda path, label: (_read(path, settings.data), label), tf.data.AUTOTUNE)
+        images = images.map(lambda path, label: (_read(path, settings.data), label), CORES)
         batches = images.batch(settings.train.batch_size).enumerate(start=1)
         return batches.map(
             lambda step, batch: (_augment_at(batch[0], settings, number, step), batch[1]),
-            tf.data.AUTOTUNE,
+            BATCHES,
         )
 
-    return without_autotuning(tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(PREFETCHED))
+    return without_autotuning(tf.data.Dataset.range(first, settings.epochs).flat_map(epoch).prefetch(BATCHES))
 
 
 def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) -> tf.data.Dataset:
@@ -61,8 +59,8 @@ def eval_dataset(rows: pd.DataFrame, folder: Path, settings: config.Settings) ->
         Batches of file names (n,), images (n, size, size, 3), float32 RGB from 0 to 255, and labels (n, 1), float32.
     """
     images = tf.data.Dataset.from_tensor_slices((rows.filename.tolist(), _paths(rows, folder), _labels(rows)))
-    images = images.map(lambda name, path, label: (name, _read(path, settings.data), label), tf.data.AUTOTUNE)
-    return without_autotuning(images.batch(settings.train.batch_size).prefetch(PREFETCHED))
+    images = images.map(lambda name, path, label: (name, _read(path, settings.data), label), CORES)
+    return without_autotuning(images.batch(settings.train.batch_size).prefetch(BATCHES))
 
 
 def without_names(batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -86,7 +84,7 @@ def in_views(batches: tf.data.Dataset, views: int, batch_size: int) -> tf.data.D
         numbers = tf.tile(tf.range(views), [tf.shape(images)[0]])
         return turns.turn(tf.repeat(images, views, axis=0), numbers), tf.repeat(labels, views, axis=0)
 
-    return batches.map(turned).unbatch().batch(batch_size).prefetch(1) if views > 1 else batches
+    return batches.map(turned, BATCHES).unbatch().batch(batch_size).prefetch(1) if views > 1 else batches
 
 
 def _read(path: tf.Tensor, data: config.Data) -> tf.Tensor:

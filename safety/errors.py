@@ -53,7 +53,7 @@ def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     'data.magnification'
     """
     by_lower, name = {each.lower(): each for each in allowed}, name.lower()
-    longer = [each for each in by_lower if name and each.startswith(name)]
+    longer = sorted((each for each in by_lower if name and each.startswith(name)), key=lambda each: (len(each), each))
     return "".join(by_lower[each] for each in longer[:1] or difflib.get_close_matches(name, by_lower, 1, cutoff))
 
 

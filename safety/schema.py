@@ -29,8 +29,8 @@ def explain(item: Any, settings: dict[str, str], files: dict) -> str:
     if item["type"] == "literal_error":
         choice = nearest(str(item["input"])[:60], re.findall("'(.*?)'", message))
         got += f"; the nearest is {choice}" * bool(choice)
-    elif got and settings.get(setting):
-        got += f" ({settings[setting]})"
+    elif got and not message.startswith("must be") and settings.get(setting):
+        got += f"; {setting} is: {settings[setting]}"
     # A check of several sections names the key by itself.
     return f"{where}{name}: {message[0].lower()}{message[1:]}{got}" if name else message
 

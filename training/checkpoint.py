@@ -177,6 +177,7 @@ def load(path: Path) -> tuple[keras.Model, dict]:
 
     Raises:
         InputError: the file is missing, damaged, or was not written by `save`; its precision or engine is not here.
+        OSError: as `arrays_alone`.
     """
     path = find(path)
     with _damage_named(path):
@@ -197,15 +198,19 @@ def load(path: Path) -> tuple[keras.Model, dict]:
 def arrays_alone(path: Path) -> Iterator[Path]:
     """The arrays of a checkpoint in a temporary file of their own, for Keras' `load_weights`.
 
-    From the archive Keras takes five times as long, since a ZipFile reads from the start again at every step back that
+    From the archive Keras takes four times as long, since a ZipFile reads from the start again at every step back that
     HDF5 takes.
+
+    Raises:
+        OSError: the folder of temporary files is full; names it.
     """
-    with (
-        errors.naming(tempfile.gettempdir()),
-        tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(path) as archive,
-    ):
-        yield Path(archive.extract(ARRAYS, folder))
+    with contextlib.ExitStack() as stack:
+        # Not for what the caller does with the file.
+        with errors.naming(tempfile.gettempdir()):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            with zipfile.ZipFile(path) as archive:
+                arrays = archive.extract(ARRAYS, folder)
+        yield Path(arrays)
 
 
 @contextlib.contextmanager

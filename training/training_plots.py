@@ -12,8 +12,8 @@ from matplotlib.ticker import LogLocator
 
 from images import plot_style
 
-# Of a loss or accuracy at least, so that rounding does not look like a curve.
-SPAN = 0.02
+# An axis of loss or accuracy spans at least this much, so that rounding does not look like a curve.
+SPAN = 1e-3
 
 
 def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:

@@ -137,6 +137,22 @@ def test_many_steps_in_a_call_are_those_of_keras_one_by_one(tree, size, steps, c
         np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-9)
 
 
+def test_many_batches_at_once_are_those_one_by_one_also_after_a_smaller_one():
+    """As in the range test of the rate, whose points take the end of an epoch and the start of the next."""
+    ends = np.cumsum([3, 3, 1, 3, 3, 1])
+    places, labels = (np.split(rows, ends[:-1]) for rows in (np.random.RandomState(0).permutation(14), np.arange(14.0)))
+    kinds = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None, 1], tf.float32)
+    batches = Batches(
+        lambda first: tf.data.Dataset.from_generator(lambda: zip(places, [y[:, None] for y in labels]), output_signature=kinds),
+        6, None, 1, lambda taken: tf.gather(tf.range(14) * 10, taken),
+    )  # fmt: skip
+    seen = []
+    for inputs, rows, stops in batches.many_at_once(range(1), 4):
+        starts = [0, *stops.numpy()[:-1]]
+        seen += [(inputs[a:b].numpy().tolist(), rows[a:b, 0].numpy().tolist()) for a, b in zip(starts, stops.numpy())]
+    assert seen == [((10 * x).tolist(), y.tolist()) for x, y in zip(places, labels)]
+
+
 @ADDONS_ONLY
 def test_a_strategy_over_a_single_device_trains_as_none(tree):
     """As train.strategy=mirrored on one GPU, or TF_CONFIG with one worker."""

@@ -80,7 +80,7 @@ def test_the_history_does_not_magnify_rounding():
     columns = ["loss", "val_loss", "accuracy", "val_accuracy", "learning_rate"]
     epochs = pd.DataFrame({"epoch": range(3), **{column: [0.7, 0.7 + 1e-9, 0.7] for column in columns}})
     spans = [np.ptp(axis.get_ylim()) for axis in training_plots.history(epochs).axes[:2]]
-    assert spans == pytest.approx([0.02, 0.02])
+    assert spans == pytest.approx([training_plots.SPAN] * 2)
 
 
 def test_the_gallery_puts_each_caption_and_colour_on_its_image():
@@ -97,6 +97,8 @@ def test_the_gallery_puts_each_caption_and_colour_on_its_image():
         assert frame.get_bbox().extents == pytest.approx([left, top, right, bottom])
         (x, y), (high, wide) = text.get_position(), shown.get_array().shape[:2]
         assert x == pytest.approx((left + right) / 2) and 0 < top - y < 0.1
+        # Each is in the middle of its cell.
+        assert x % 1.8 == pytest.approx((1.8 - data_plots.APART) / 2)
         assert (bottom - top) / (right - left) == pytest.approx(high / wide)
         assert all(left >= other[1] or right <= other[0] or top >= other[2] or bottom <= other[3] for other in taken)
         taken.append((left, right, bottom, top - data_plots.ABOVE))

@@ -13,7 +13,7 @@ from scipy import special
 import evaluate
 from evaluation import bootstrap, figures, metrics, report, small_sample
 from evaluation.evaluation import Evaluation
-from images import audit
+from images import audit, data_plots
 from safety.errors import InputError
 from training import checkpoint, decision, environment
 
@@ -294,7 +294,8 @@ def test_the_caption_is_that_of_its_image(evaluated, tree):
     (axis,) = drawn.figure.axes
     assert len(axis.images) == len(axis.texts) == 30
     for shown, text in zip(axis.images, axis.texts):
-        assert text.get_position()[0] == pytest.approx(np.mean(shown.get_extent()[:2]))
+        left, right, _, top = shown.get_extent()
+        assert text.get_position() == pytest.approx(((left + right) / 2, top - data_plots.APART))
         path = paths[text.get_text().split("\n")[0]]
         np.testing.assert_array_equal(shown.get_array(), audit.read_rgb(folder, path))
 

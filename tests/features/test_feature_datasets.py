@@ -13,7 +13,7 @@ import config
 import data
 import model
 from features import extraction, feature_datasets
-from images import audit, image_datasets
+from images import audit, decoding, image_datasets
 from training import phases
 
 
@@ -51,16 +51,19 @@ def test_validation_takes_every_row_once_in_order(tree):
     assert np.concatenate([label[:, 0] for _, label in batches]).tolist() == [0, 1] * 10
 
 
-def test_no_pipeline_waits_for_autotuning_at_its_end(tree):
+def test_no_pipeline_waits_for_autotuning_at_its_end(tree, monkeypatch):
     features = extraction.Features(np.zeros((9, 5), np.float32), np.arange(9)[:, None], np.arange(9) % 2)
     settings, rows = config.load_settings(None, tiny_settings(tree)), data.read_folds(tree / "Folds.csv")
     folder = audit.image_folder(tree)
+    without = decoding.without_autotuning
     batches = phases._feature_batches(features, features, settings, 8)
     pipelines = [
         batches.train_from(0), batches.valid, batches.one_by_one(0), batches.many_at_once(range(2), 4),
         image_datasets.train_dataset(rows, folder, settings), image_datasets.eval_dataset(rows, folder, settings),
     ]  # fmt: skip
-    assert [pipeline.options().autotune.enabled for pipeline in pipelines] == [False] * len(pipelines)
+    monkeypatch.setattr(decoding, "without_autotuning", lambda dataset: pipelines.append(without(dataset)) or dataset)
+    decoding.decode([folder / rows.path[0]], 32)
+    assert [pipeline.options().autotune.enabled for pipeline in pipelines] == [False] * 7
 
 
 def test_statistics_count_each_image_once():
