@@ -50,7 +50,7 @@ def gallery(images: Sequence, captions: Sequence[str], labels: Sequence[str], ti
         columns: images in a row.
     """
     rows, width = max(1, -(-len(images) // columns)), 10.8 / columns
-    # In inches; the first image gives the room for all.
+    # All lengths are in inches.
     height = width * images[0].shape[0] / images[0].shape[1] if len(images) else width
     # In one pair of axes, since Matplotlib takes a twentieth of a second for each.
     figure, axis = plt.subplots(figsize=(11, (height + ABOVE) * rows + 0.6), layout="constrained")
