@@ -1,4 +1,4 @@
-"""From Folds.csv to an evaluated checkpoint, by the commands that a user types."""
+"""From Folds.csv to an evaluated checkpoint: by the commands that a user types, and on real images."""
 
 import json
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 import config
+import evaluate
+import train
 
 ROOT = Path(config.__file__).parent
 
@@ -32,11 +34,11 @@ def test_on_the_synthetic_sample(tmp_path):
     assert json.loads((tmp_path / "runs/first/evaluation/metrics.json").read_text())["n"] == 20
 
 
-def test_on_real_images(real_sample, tmp_path):
-    run(tmp_path, "train.py", f"data.root={real_sample}", f"data.folds={real_sample}/Folds.csv", "data.protocol=image",
-        "data.test_per_class=20", "model.weights=random", "model.standardize=true", "train.epochs=3", "train.run=real",
-        "data.image_size=64", "model.base=mobilenet_v2")  # fmt: skip
-    run(tmp_path, "evaluate.py", "runs/real")
+def test_on_real_images(real_sample, tmp_path, without_figures):
+    train.main([f"data.root={real_sample}", f"data.folds={real_sample}/Folds.csv", "data.protocol=image",
+                "data.test_per_class=20", "model.weights=random", "model.standardize=true", "train.epochs=3",
+                "train.run=real", "data.image_size=64", "model.base=mobilenet_v2"])  # fmt: skip
+    evaluate.main(["runs/real"])
     predictions = pd.read_csv(tmp_path / "runs/real/evaluation/predictions.csv")
     assert predictions.label.value_counts().to_dict() == {"benign": 20, "malignant": 20}
     split = pd.read_csv(tmp_path / "runs/real/split.csv")

@@ -24,7 +24,7 @@ from safety.errors import InputError
 from training import changed_settings, fine_tuning
 
 OPENVINO = "train.engine=openvino"
-SMALL = ["model.base=mobilenet_v2", "data.test_per_class=25", "train.epochs=2"]
+SMALL = ["data.test_per_class=25", "train.epochs=2"]
 
 
 def options(tree, *overrides):
@@ -35,6 +35,13 @@ def options(tree, *overrides):
 def rows(tree):
     settings = options(tree).data
     return splits.select(audit.with_pixels(data.read_table(settings), settings), settings).head(40)
+
+
+@pytest.fixture(scope="module")
+def network(tree):
+    """A network with BatchNorm, which no test may change, built once."""
+    keras.mixed_precision.set_global_policy("float32")
+    return model.build(options(tree, "model.base=mobilenet_v2"))
 
 
 def away(found, expected):
@@ -50,12 +57,11 @@ def both(tree, extract, *overrides):
     return *found, list(Path("cache").glob("features-*"))
 
 
-def test_pooled_features_agree_and_are_kept_apart(tree, rows, monkeypatch):
+def test_pooled_features_agree_and_are_kept_apart(tree, rows, network, monkeypatch):
     asked, compile_function = [], openvino_cpu.compile_function
     monkeypatch.setattr(
         openvino_cpu, "compile_function", lambda *args: asked.append(args[1]) or compile_function(*args)
     )
-    network = model.build(options(tree, "model.base=mobilenet_v2"))
     plain, other, folders = both(tree, lambda settings: extraction.pooled(network, rows, settings))
     # 40 images are a full batch and one that is filled up.
     assert plain.shape[:2] == (40, 1) and away(other, plain) < 1e-3 and len(folders) == 2 and asked == ["float32"]
@@ -64,8 +70,7 @@ def test_pooled_features_agree_and_are_kept_apart(tree, rows, monkeypatch):
 @pytest.mark.parametrize("overrides, more", [
     (["augment.rotation=30", "augment.flip=true", "augment.views=2"], {"augmented": True}), ([], {"turned": 8}),
 ])  # fmt: skip
-def test_views_agree(tree, rows, overrides, more):
-    network = model.build(options(tree, "model.base=mobilenet_v2"))
+def test_views_agree(tree, rows, network, overrides, more):
     plain, other, _ = both(
         tree, lambda settings: extraction.pooled(network, rows.head(5), settings, **more), *overrides
     )
@@ -79,8 +84,7 @@ def test_feature_maps_below_the_cut_agree(tree, rows):
     assert plain.ndim == 5 and away(other, plain) < 1e-3
 
 
-def test_a_network_in_bfloat16_is_run_on_its_float32_weights(tree, rows, float32):
-    network = model.build(options(tree, "model.base=mobilenet_v2"))
+def test_a_network_in_bfloat16_is_run_on_its_float32_weights(tree, rows, network, float32):
     exact = extraction.pooled(network, rows, options(tree, OPENVINO))
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     reduced = model.build(options(tree, "model.base=mobilenet_v2"))

@@ -169,7 +169,7 @@ def count_writes(monkeypatch, script, *arguments):
     return done[0]
 
 
-@pytest.mark.parametrize("mode, most", [("from_scratch", 2), pytest.param("cached", 10**9, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode, most", [("from_scratch", 1), pytest.param("cached", 10**9, marks=pytest.mark.long)])
 def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
     tree, work, monkeypatch, capsys, record_property, mode, most
 ):
