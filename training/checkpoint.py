@@ -177,7 +177,7 @@ def load(path: Path) -> tuple[keras.Model, dict]:
 
     Raises:
         InputError: the file is missing, damaged, or was not written by `save`; its precision or engine is not here.
-        OSError: as `arrays_alone`.
+        OSError: as `load_into`.
     """
     path = find(path)
     with _damage_named(path):
@@ -187,22 +187,40 @@ def load(path: Path) -> tuple[keras.Model, dict]:
     with _damage_named(path):
         network = model.build(settings, load_weights=False, width=metadata.get("width"))
         _check_width(metadata, network)
-    with arrays_alone(path) as arrays, _damage_named(path):
-        network.load_weights(arrays)
-        if model.weights_hash(network) != metadata["arrays_sha256"]:
-            raise ValueError("its arrays are not those that were saved")
+    _take_arrays(network, path, metadata)
     return network, metadata
 
 
+def load_into(network: keras.Model, path: Path) -> None:
+    """Gives a network the arrays of a checkpoint of its kind.
+
+    Args:
+        network: of `model.build`, with the settings of the checkpoint.
+        path: of the checkpoint.
+
+    Raises:
+        InputError: the file is damaged, or was not written by `save`.
+        OSError: the folder of temporary files is full; names it.
+    """
+    with _damage_named(path):
+        metadata = _read_metadata(path)
+    _take_arrays(network, path, metadata)
+
+
+def _take_arrays(network: keras.Model, path: Path, metadata: dict) -> None:
+    """As `load_into`; the metadata are those of the file, which `_read_metadata` has checked."""
+    with _arrays_alone(path) as arrays, _damage_named(path):
+        network.load_weights(arrays)
+        if model.weights_hash(network) != metadata["arrays_sha256"]:
+            raise ValueError("its arrays are not those that were saved")
+
+
 @contextlib.contextmanager
-def arrays_alone(path: Path) -> Iterator[Path]:
+def _arrays_alone(path: Path) -> Iterator[Path]:
     """The arrays of a checkpoint in a temporary file of their own, for Keras' `load_weights`.
 
     From the archive Keras takes four times as long, since a ZipFile reads from the start again at every step back that
     HDF5 takes.
-
-    Raises:
-        OSError: the folder of temporary files is full; names it.
     """
     with contextlib.ExitStack() as stack:
         # Not for what the caller does with the file.
@@ -232,7 +250,7 @@ def _read_metadata(path: Path) -> dict:
         size = archive.getinfo(METADATA).file_size
         if size > METADATA_BYTES:
             raise ValueError(f"allowed are {METADATA_BYTES} bytes of {METADATA}, got {size}")
-        # From memory, for the same reason as in `arrays_alone`.
+        # From memory, for the same reason as in `_arrays_alone`.
         hdf5_files.check(io.BytesIO(archive.read(ARRAYS)))
         values = json.loads(archive.read(METADATA))
     checked = config.validate(Metadata, values)

@@ -119,8 +119,7 @@ def _fine_tuning(network: keras.Model, rows: Rows, settings: config.Settings, vi
 
     def begin(best: Path | None) -> None:
         if best:
-            with checkpoint.arrays_alone(best) as arrays:
-                network.load_weights(arrays)
+            checkpoint.load_into(network, best)
         fine_tuning.unfreeze(network, block)
 
     rate, epochs = fine_tuning.rate(settings.train), range(settings.train.epochs, settings.epochs)

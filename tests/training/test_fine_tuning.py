@@ -188,6 +188,14 @@ def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_image
     np.testing.assert_allclose(second.trained(pixels), network(pixels), atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1000, None], ids=["half a file", "another network's"])
+def test_a_checkpoint_that_is_damaged_or_of_another_network_is_named(tree, undisturbed, tmp_path, length):
+    (tmp_path / "best_model.keras").write_bytes((undisturbed / "best_model.keras").read_bytes()[:length])
+    _, _, _, (_, second) = prepare(tree, "model.base=vgg16", "model.trainable_from=block5")
+    with pytest.raises(InputError, match=r"best_model\.keras: damaged"):
+        second.begin(tmp_path / "best_model.keras")
+
+
 def test_the_key_of_the_cut_does_not_depend_on_what_was_trained_above_it(tuned, network):
     def key(part):
         return extraction.key(part, tuned[1]["settings"], False)
