@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,8 +75,7 @@ class ManySteps(keras.Model):
         """The function that `fit` calls with the iterator of `Batches.many_at_once`; it returns the metrics."""
         if force or self.train_function is None:
             # AutoGraph would first rewrite this code, which takes longer than all else before the first step.
-            steps = tf.function(lambda iterator: self._train_steps(*next(iterator)), autograph=False)
-            self.train_function = steps if tf.config.list_logical_devices("GPU") else _in_one_thread(steps)
+            self.train_function = tf.function(lambda iterator: self._train_steps(*next(iterator)), autograph=False)
         return self.train_function
 
     def _train_steps(self, inputs: tf.Tensor, labels: tf.Tensor, ends: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -98,14 +96,3 @@ class ManySteps(keras.Model):
     ) -> dict[str, tf.Tensor] | tf.Tensor:
         """Updates and returns the metrics; within a step, of which Keras' `train_step` returns this, the outputs."""
         return y_pred if self._in_step else super().compute_metrics(x, y, y_pred, sample_weight)
-
-
-def _in_one_thread(function: Callable) -> Callable:
-    """The same function, whose operations run one after another: a hundred tiny ones need no second thread."""
-
-    @functools.wraps(function)
-    def run(*arguments: object) -> dict[str, tf.Tensor]:
-        with tf.experimental.function_executor_type("SINGLE_THREADED_EXECUTOR"):
-            return function(*arguments)
-
-    return run

@@ -180,8 +180,7 @@ def load(path: Path) -> tuple[keras.Model, dict]:
         OSError: as `load_into`.
     """
     path = find(path)
-    with _damage_named(path):
-        metadata = _read_metadata(path)
+    metadata = check(path)
     settings = metadata["settings"]
     precision.use_device(settings.train.precision, engine=settings.train.engine)
     with _damage_named(path):
@@ -199,16 +198,26 @@ def load_into(network: keras.Model, path: Path) -> None:
         path: of the checkpoint.
 
     Raises:
-        InputError: the file is damaged, or was not written by `save`.
+        InputError: the file is missing, damaged or of another network, or was not written by `save`.
         OSError: the folder of temporary files is full; names it.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: is missing, though an epoch was finished; start a new run")
+    _take_arrays(network, path, check(path))
+
+
+def check(path: Path) -> dict:
+    """The metadata of a checkpoint, as of `load`; its arrays are read and checked, but given to no network.
+
+    Raises:
+        InputError: the file is damaged, or was not written by `save`.
+    """
     with _damage_named(path):
-        metadata = _read_metadata(path)
-    _take_arrays(network, path, metadata)
+        return _read_metadata(path)
 
 
 def _take_arrays(network: keras.Model, path: Path, metadata: dict) -> None:
-    """As `load_into`; the metadata are those of the file, which `_read_metadata` has checked."""
+    """As `load_into`; the metadata are those of `check`."""
     with _arrays_alone(path) as arrays, _damage_named(path):
         network.load_weights(arrays)
         if model.weights_hash(network) != metadata["arrays_sha256"]:

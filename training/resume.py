@@ -229,7 +229,7 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
         settings: of `settings_of`, with the precision and the engine that are used.
 
     Raises:
-        InputError: one of them has changed.
+        InputError: one of them has changed, or the checkpoint is damaged; the folder is left as it was.
     """
     recorded = environment.read(run)
     split = hashlib.sha256(limits.read_bytes(run / "split.csv", csv_files.MAX_BYTES)).hexdigest()
@@ -238,6 +238,9 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
         changed.append(f"{run}/split.csv is")
     if changed:
         raise InputError(f"--resume: {changed[0]} no longer what {run} was started with; start a new run")
+    if (run / "best_model.keras").is_file():
+        # Before anything is written: it may stay the best one until the end of the run.
+        checkpoint.check(run / "best_model.keras")
     changes = _changes(run, settings)
     if changes:
         _write_settings(run, settings)

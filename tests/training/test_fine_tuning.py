@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -32,6 +33,8 @@ TUNED = [
     "train.momentum=0.5",
 ]
 CUT = "conv5_block2_out"
+# Another network, which is built in a moment.
+OTHER = ["model.base=vgg16", "model.trainable_from=block5"]
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +191,19 @@ def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_image
     np.testing.assert_allclose(second.trained(pixels), network(pixels), atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1000, None], ids=["half a file", "another network's"])
-def test_a_checkpoint_that_is_damaged_or_of_another_network_is_named(tree, undisturbed, tmp_path, length):
-    (tmp_path / "best_model.keras").write_bytes((undisturbed / "best_model.keras").read_bytes()[:length])
-    _, _, _, (_, second) = prepare(tree, "model.base=vgg16", "model.trainable_from=block5")
-    with pytest.raises(InputError, match=r"best_model\.keras: damaged"):
-        second.begin(tmp_path / "best_model.keras")
+@pytest.mark.parametrize("spoil, overrides, words", [
+    (lambda path: path.unlink(), OTHER, "is missing, though an epoch was finished"),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), OTHER, "damaged"),
+    (lambda path: None, OTHER, "damaged, or no checkpoint of this project"),
+    (lambda path: checkpoint.amend(path, arrays_sha256="x"), [], "its arrays are not those that were saved"),
+], ids=["missing", "cut", "of another network", "with other arrays"])  # fmt: skip
+def test_a_second_phase_does_not_begin_from_a_wrong_checkpoint(tree, undisturbed, tmp_path, spoil, overrides, words):
+    path = tmp_path / "best_model.keras"
+    shutil.copy(undisturbed / "best_model.keras", path)
+    spoil(path)
+    _, _, _, (_, second) = prepare(tree, *overrides)
+    with pytest.raises(InputError, match=rf"best_model\.keras: .*{words}"):
+        second.begin(path)
 
 
 def test_the_key_of_the_cut_does_not_depend_on_what_was_trained_above_it(tuned, network):
