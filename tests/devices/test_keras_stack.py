@@ -137,6 +137,18 @@ def test_many_steps_in_a_call_are_those_of_keras_one_by_one(tree, size, steps, c
         np.testing.assert_allclose(array, same, rtol=1e-6, atol=1e-9)
 
 
+def test_a_head_is_trained_in_float16(tree, float32):
+    """The loss scale is a branch in each step. The head itself is float32, so its weights are those without it."""
+    settings = settings_of(tree, 6)
+    expected = fit_head(settings, 5)[2]
+    built.cache_clear()
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    weights = fit_head(settings, 5)[2]
+    built.cache_clear()
+    for array, same in zip(weights, expected):
+        np.testing.assert_allclose(array, same, rtol=1e-5, atol=1e-6)
+
+
 def test_many_batches_at_once_are_those_one_by_one_also_after_a_smaller_one():
     """As in the range test of the rate, whose points take the end of an epoch and the start of the next."""
     ends = np.cumsum([3, 3, 1, 3, 3, 1])
