@@ -34,7 +34,7 @@ def test_on_the_synthetic_sample(tmp_path):
     assert json.loads((tmp_path / "runs/first/evaluation/metrics.json").read_text())["n"] == 20
 
 
-def test_on_real_images(real_sample, tmp_path, without_figures, float32):
+def test_on_real_images(real_sample, tmp_path, float32):
     train.main([f"data.root={real_sample}", f"data.folds={real_sample}/Folds.csv", "data.protocol=image",
                 "data.test_per_class=20", "model.weights=random", "model.standardize=true", "train.epochs=3",
                 "train.run=real", "data.image_size=64", "model.base=mobilenet_v2"])  # fmt: skip

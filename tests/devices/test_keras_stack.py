@@ -143,8 +143,10 @@ def test_a_head_is_trained_in_float16(tree, float32):
     expected = fit_head(settings, 5)[2]
     built.cache_clear()
     keras.mixed_precision.set_global_policy("mixed_float16")
-    weights = fit_head(settings, 5)[2]
-    built.cache_clear()
+    try:
+        weights = fit_head(settings, 5)[2]
+    finally:
+        built.cache_clear()
     for array, same in zip(weights, expected):
         np.testing.assert_allclose(array, same, rtol=1e-5, atol=1e-6)
 

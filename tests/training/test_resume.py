@@ -181,17 +181,20 @@ def count_writes(monkeypatch, script, *arguments):
     return done[0]
 
 
-@pytest.mark.parametrize("mode, share", [("from_scratch", 0.75), pytest.param("cached", None, marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode, shares", [
+    ("from_scratch", [0.2, 0.75]), pytest.param("cached", None, marks=pytest.mark.long),
+])  # fmt: skip
 def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
-    tree, work, monkeypatch, capsys, record_property, mode, share
+    tree, work, monkeypatch, capsys, record_property, mode, shares
 ):
-    """At every write, or at one in the second epoch, after which the run is resumed."""
+    """At every write, or at two: before the run has its folder, and in the second epoch, after which it is resumed."""
     settings = tiny_settings(tree, *MODES[mode], "train.epochs=2")
     train.main([*settings, "train.run=cold"])
     # The cache is warm from here on, so that every write is one of the run's.
     writes = count_writes(monkeypatch, train, *settings, "train.run=warm")
     expected = what_is_left(work / "runs/warm")
-    tried = [int(share * writes)] if share else range(writes)
+    tried = [int(share * writes) for share in shares] if shares else range(writes)
+    begun = []
     for number in tried:
         name = f"full{number}"
         with monkeypatch.context() as patch:
@@ -201,12 +204,12 @@ def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(
             stderr = capsys.readouterr().err
             assert stderr.count("error:") == 1 and "Traceback" not in stderr
             assert re.search(r"error: runs/.*: No space left on device; [0-9.]+ MiB are free there\n$", stderr), stderr
-        begun = (work / "runs" / name).exists()
-        assert begun or not share
-        again = ["--resume", f"runs/{name}"] if begun else [*settings, f"train.run={name}"]
+        begun.append((work / "runs" / name).exists())
+        again = ["--resume", f"runs/{name}"] if begun[-1] else [*settings, f"train.run={name}"]
         # At the very last write the run is complete before the disk is reported full.
         assert resume.is_finished(work / "runs" / name) or shell(monkeypatch, train, *again) == 0
         assert what_is_left(work / "runs" / name) == expected
+    assert set(begun) == {False, True}
     outcome = f"disk full at {len(tried)} of {writes} writes of a run: every run went on and ended bit-identical"
     record_property("outcomes", outcome)
 
