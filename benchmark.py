@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int | None:
     parser = command_line.CommandLine(__doc__)
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--beside", metavar="FILE", help="also print this run next to that of an earlier --json")
-    parser.add_argument("--images", type=int, default=1000, help="images to measure on, 64 or more (default 1000)")
+    parser.add_argument("--images", type=int, default=1024, help="images to measure on, 64 or more (default 1024)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, 1 or more (default 3)")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows to train the head on (default {ROWS})")
     parser.add_argument("--check-gpu", action="store_true", help="check what a run on a GPU meets, and measure nothing")

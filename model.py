@@ -221,6 +221,7 @@ def _metrics(train: config.Train) -> list:
 def weights_hash(model: keras.Model) -> str:
     """SHA-256 of a model's weights, in hex."""
     digest = hashlib.sha256()
-    for array in model.get_weights():
-        digest.update(np.ascontiguousarray(array))
+    for weight in model.weights:
+        # Without the copies that `get_weights` makes.
+        digest.update(memoryview(tf.convert_to_tensor(weight)))
     return digest.hexdigest()

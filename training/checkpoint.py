@@ -201,9 +201,7 @@ def load_into(network: keras.Model, path: Path) -> None:
         InputError: the file is missing, damaged or of another network, or was not written by `save`.
         OSError: the folder of temporary files is full; names it.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: is missing, though an epoch was finished; start a new run")
-    _take_arrays(network, path, check(path))
+    _take_arrays(network, path, check(find(path)))
 
 
 def check(path: Path) -> dict:

@@ -93,19 +93,15 @@ def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
         The state of the run; the initial state if no epoch was finished.
 
     Raises:
-        InputError: the state or the checkpoint is missing or damaged, or is that of another network.
+        InputError: the state is that of another network.
     """
     path = run / STATE
     if not path.is_file():
-        if (run / "history.csv").exists():
-            raise InputError(f"{path}: is missing, so the run cannot continue {run}/history.csv; start a new run")
         return State(first=first)
     with _damage_named(path):
         record, arrays = _read_state(path)
         if record.first == first:
             _assign(_variables(trained), arrays)
-    if math.isfinite(record.best) and not (run / "best_model.keras").is_file():
-        raise InputError(f"{run}/best_model.keras: is missing, though an epoch was finished; start a new run")
     write_history(run, record.history)
     return State(record.epoch, record.best, tuple(record.history), first)
 
@@ -229,7 +225,8 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
         settings: of `settings_of`, with the precision and the engine that are used.
 
     Raises:
-        InputError: one of them has changed, or the checkpoint is damaged; the folder is left as it was.
+        InputError: one of them has changed, or the state or the checkpoint is missing or damaged; the folder is left
+            as it was.
     """
     recorded = environment.read(run)
     split = hashlib.sha256(limits.read_bytes(run / "split.csv", csv_files.MAX_BYTES)).hexdigest()
@@ -238,9 +235,7 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
         changed.append(f"{run}/split.csv is")
     if changed:
         raise InputError(f"--resume: {changed[0]} no longer what {run} was started with; start a new run")
-    if (run / "best_model.keras").is_file():
-        # Before anything is written: it may stay the best one until the end of the run.
-        checkpoint.check(run / "best_model.keras")
+    _check_files(run)
     changes = _changes(run, settings)
     if changes:
         _write_settings(run, settings)
@@ -251,6 +246,21 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
     atomic_files.remove_leftovers(run)
     if (run / "evaluation").exists():
         print(f"{run}/evaluation is of the epochs so far; evaluate the run again when it is finished")
+
+
+def _check_files(run: Path) -> None:
+    """Raises InputError where the state or the checkpoint, from which the run goes on, is missing or damaged."""
+    state, best = run / STATE, run / "best_model.keras"
+    if state.is_file():
+        with _damage_named(state):
+            record, _ = _read_state(state)
+        if math.isfinite(record.best) and not best.is_file():
+            raise InputError(f"{best}: is missing, though an epoch was finished; start a new run")
+    elif (run / "history.csv").exists():
+        raise InputError(f"{state}: is missing, so the run cannot continue {run}/history.csv; start a new run")
+    if best.is_file():
+        # It may stay the best one until the end of the run.
+        checkpoint.check(best)
 
 
 def _write_settings(run: Path, settings: config.Settings) -> None:

@@ -42,7 +42,7 @@ def history(epochs: pd.DataFrame, fine_tuned_from: int | None = None) -> Figure:
     axes[2].set(title="Learning rate at the end of the epoch")
     if fine_tuned_from is None:
         axes[2].set_ylim(0, None)
-        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        axes[2].yaxis.set_major_formatter("{x:g}")
     else:
         # On a linear axis the small rate of the fine-tuning would look like 0.
         axes[2].set_yscale("log")

@@ -192,17 +192,17 @@ def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_image
 
 
 @pytest.mark.parametrize("spoil, overrides, words", [
-    (lambda path: path.unlink(), OTHER, "is missing, though an epoch was finished"),
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), OTHER, "damaged"),
-    (lambda path: None, OTHER, "damaged, or no checkpoint of this project"),
-    (lambda path: checkpoint.amend(path, arrays_sha256="x"), [], "its arrays are not those that were saved"),
+    (lambda path: path.unlink(), OTHER, "no checkpoint .*best_model.keras"),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), OTHER, "best_model.keras: damaged"),
+    (lambda path: None, OTHER, "best_model.keras: damaged, or no checkpoint of this project"),
+    (lambda path: checkpoint.amend(path, arrays_sha256="x"), [], "best_model.keras: .*its arrays are not those that were saved"),
 ], ids=["missing", "cut", "of another network", "with other arrays"])  # fmt: skip
 def test_a_second_phase_does_not_begin_from_a_wrong_checkpoint(tree, undisturbed, tmp_path, spoil, overrides, words):
     path = tmp_path / "best_model.keras"
     shutil.copy(undisturbed / "best_model.keras", path)
     spoil(path)
     _, _, _, (_, second) = prepare(tree, *overrides)
-    with pytest.raises(InputError, match=rf"best_model\.keras: .*{words}"):
+    with pytest.raises(InputError, match=words):
         second.begin(path)
 
 

@@ -49,8 +49,7 @@ def half(path):
 
 
 def contents(folder):
-    """All files but the record, which may name the attempt."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "environment.json"}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_saved_state_is_all_that_the_next_epoch_needs(stopped, tree, work, capsys):
@@ -99,7 +98,6 @@ def test_a_finished_run_is_not_resumed(stopped):
     (lambda run: (run / "state.npz").unlink(), [], "state.npz: is missing"),
     (lambda run: np.savez_compressed(run / "state.npz", says="{}"), [], "its members are compressed"),
     (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
-    (lambda run: np.savez(run / "state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}'), [], "got 0"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, needed are 9"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": "x"}'), [], "state.npz: damaged"),
     (lambda run: np.savez(run / "state.npz", says="[" * 10**5), [], "state.npz: damaged"),
@@ -110,6 +108,12 @@ def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, word
     with pytest.raises(InputError, match=words):
         train.main(["--resume", "runs/half", *arguments])
     assert contents(work / "runs" / "half") == before
+
+
+def test_the_state_of_another_network_is_refused(stopped, work):
+    np.savez(work / "runs/half/state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}')
+    with pytest.raises(InputError, match="state.npz: .*needed are .* arrays, got 0"):
+        train.main(["--resume", "runs/half"])
 
 
 def test_a_missing_run_is_refused_with_the_nearest_one(stopped):
