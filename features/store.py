@@ -80,13 +80,17 @@ class Store:
         (self.folder / "used").touch()
         self._read_index()
 
-    def read(self, names: list[str]) -> np.ndarray:
-        """A copy of the arrays of these names, (names, *shape), in their order."""
-        return self.memmap()[[self.places[name] for name in names]]
+    def read(self, names: list[str]) -> list[np.ndarray]:
+        """The arrays of these names, in their order: parts of the memory map, not copied."""
+        arrays = self.memmap()
+        return [arrays[self.places[name]] for name in names]
 
     def memmap(self) -> np.ndarray:
         """All arrays as one read-only memory map (places, *shape); `places` maps a name to its place."""
-        count = self._data.stat().st_size // self.item_bytes
+        count = self._data.stat().st_size // self.item_bytes if self._data.exists() else 0
+        if not count:
+            # A file without a byte cannot be mapped.
+            return np.empty((0, *self.shape), self.dtype)
         return np.memmap(self._data, self.dtype, "r", shape=(count, *self.shape))
 
     @property
@@ -114,11 +118,9 @@ class Store:
         }
 
     def _check(self, number: int) -> None:
-        content = b""
-        if self._data.exists():
-            with self._data.open("rb") as file:
-                file.seek(number * CHUNK * self.item_bytes)
-                content = file.read(len(self.chunks[number].names) * self.item_bytes)
+        start, count = number * CHUNK, len(self.chunks[number].names)
+        # From the memory map: beside an engine that takes all cores, a copy costs as much as the checksum.
+        content = self.memmap()[start : start + count]
         if hashlib.sha256(content).hexdigest() != self.chunks[number].sha256:
             tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and will be computed again")
             self._index(number).unlink(missing_ok=True)

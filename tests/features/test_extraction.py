@@ -168,6 +168,7 @@ def flip(position):
     (lambda folder: (folder / "000001.json").write_text(""), 32),
     (lambda folder: (folder / "000001.json").write_text('{"names": []}'), 32),
     (lambda folder: (folder / "arrays.bin").unlink(), 70),
+    (lambda folder: (folder / "arrays.bin").write_bytes(b""), 70),
 ])  # fmt: skip
 def test_what_is_damaged_is_computed_again(tree, rows, network, passes, monkeypatch, spoil, most):
     monkeypatch.setattr(store, "CHUNK", 32)
