@@ -222,6 +222,6 @@ def weights_hash(model: keras.Model) -> str:
     """SHA-256 of a model's weights, in hex."""
     digest = hashlib.sha256()
     for weight in model.weights:
-        # Without the copies that `get_weights` makes.
-        digest.update(memoryview(tf.convert_to_tensor(weight)))
+        # `get_weights` would copy each array first.
+        digest.update(tf.convert_to_tensor(weight))
     return digest.hexdigest()

@@ -25,7 +25,7 @@ REFERENCES = {
 ALWAYS = ["protocol", "base"]
 # Settings that another column holds, or in which runs of one configuration may differ.
 SEPARATE = ["data.protocol", "model.base", "data.test_views", "data.seed", "train.run"]
-# The scores and leaks that are printed, so that a line fits a wide window; the files have all of them.
+# The scores and leaks that are always printed, and the other leaks where there are some; the files have all of them.
 PRINTED = ["shared_image", "shared_patient", "accuracy", "f1", "roc_auc", "recognition_rate", "patient_accuracy"]
 
 
@@ -62,8 +62,8 @@ def compare(evaluations: dict[Path, Evaluation]) -> None:
 
 
 def _print(runs: pd.DataFrame, seeds: pd.DataFrame) -> None:
-    leaks = [name for name in runs if name.startswith("shared_")]
-    hidden = ["slides", *(name for name in [*leaks, *metrics.SCORES] if name not in PRINTED)]
+    no_leaks = [name for name in runs if name.startswith("shared_") and not runs[name].any()]
+    hidden = ["slides", *(name for name in [*no_leaks, *metrics.SCORES] if name not in PRINTED)]
     shown = [name for name in seeds if name.split(" ")[0] not in hidden]
     print("", runs.drop(columns=hidden).to_string(index=False, float_format="%.4f"), "", sep="\n")
     print(seeds[shown].to_string(float_format="%.4f", na_rep="-"))

@@ -120,10 +120,10 @@ def groups(patients: dict[str, pd.DataFrame], accuracy: dict[str, dict]) -> Figu
             hue_order=plot_style.LABELS,
             palette=plot_style.COLORS,
             order=order,
+            # The dots of patients with equal accuracy overlap.
             jitter=0.25,
-            size=5,
-            # Patients of equal accuracy lie on each other.
             alpha=0.7,
+            size=5,
             ax=axis,
         )
         axis.get_legend().remove()
@@ -161,7 +161,7 @@ def patients(table: pd.DataFrame) -> Figure:
     # A patient without a correct image has no bar to show the class by its colour.
     for text, label in zip(axis.get_yticklabels(), table.label):
         text.set_color(plot_style.COLORS[label])
-    label = "share of the patient's images that are correct\n(a patient's class is that of the mean probability)"
+    label = "share of the patient's images that are correct\n(the patient is classified by their mean probability)"
     axis.set(xlabel=label, ylabel="patient", xlim=(0, 1.35))
     axis.set_xticks(np.linspace(0, 1, 6))
     axis.invert_yaxis()

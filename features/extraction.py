@@ -184,7 +184,7 @@ def key(part: keras.Model, settings: config.Settings, augmented: bool, weights: 
         part: as for `extract`.
         settings: of the run.
         augmented: as for `extract`.
-        weights: `model.weights_hash` of the part, where it is known, since it takes a tenth of a second.
+        weights: `model.weights_hash` of the part, where it is known.
     """
     values = {
         "version": VERSION,

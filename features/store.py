@@ -80,17 +80,13 @@ class Store:
         (self.folder / "used").touch()
         self._read_index()
 
-    def read(self, names: list[str]) -> list[np.ndarray]:
-        """The arrays of these names, in their order: parts of the memory map, not copied."""
-        arrays = self.memmap()
-        return [arrays[self.places[name]] for name in names]
+    def read(self, names: list[str]) -> np.ndarray:
+        """A copy of the arrays of these names, (names, *shape), in their order."""
+        return self.memmap()[[self.places[name] for name in names]]
 
     def memmap(self) -> np.ndarray:
         """All arrays as one read-only memory map (places, *shape); `places` maps a name to its place."""
-        count = self._data.stat().st_size // self.item_bytes if self._data.exists() else 0
-        if not count:
-            # A file without a byte cannot be mapped.
-            return np.empty((0, *self.shape), self.dtype)
+        count = self._data.stat().st_size // self.item_bytes
         return np.memmap(self._data, self.dtype, "r", shape=(count, *self.shape))
 
     @property
@@ -118,15 +114,25 @@ class Store:
         }
 
     def _check(self, number: int) -> None:
-        start, count = number * CHUNK, len(self.chunks[number].names)
-        # From the memory map: beside an engine that takes all cores, a copy costs as much as the checksum.
-        content = self.memmap()[start : start + count]
-        if hashlib.sha256(content).hexdigest() != self.chunks[number].sha256:
+        if self._checksum(number) != self.chunks[number].sha256:
             tqdm.write(f"cache: chunk {number} of {self.folder} is damaged and will be computed again")
             self._index(number).unlink(missing_ok=True)
             self._read_index()
         else:
             self.checked.add(number)
+
+    def _checksum(self, number: int) -> str:
+        """The checksum of a chunk's bytes on disk, or of those that are left of them."""
+        digest, left = hashlib.sha256(), len(self.chunks[number].names) * self.item_bytes
+        # A small buffer: memory for the whole chunk takes as long as its checksum, while the base uses all cores.
+        buffer = memoryview(bytearray(2**18))
+        if self._data.exists():
+            with self._data.open("rb", buffering=0) as file:
+                file.seek(number * CHUNK * self.item_bytes)
+                while size := file.readinto(buffer[:left]):
+                    digest.update(buffer[:size])
+                    left -= size
+        return digest.hexdigest()
 
 
 class Chunk(NamedTuple):

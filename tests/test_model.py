@@ -1,3 +1,5 @@
+import hashlib
+
 import h5py
 import keras
 import numpy as np
@@ -101,6 +103,13 @@ def test_base_weights_come_from_a_file_that_keras_wrote(tree, tmp_path):
     for ours, theirs in zip(network.get_layer("resnet50").get_weights(), base.get_weights()):
         np.testing.assert_array_equal(ours, theirs)
     assert model.weights_hash(network.get_layer("resnet50")) == model.weights_hash(base)
+
+
+def test_the_hash_of_the_weights_is_that_of_their_bytes_in_order(tree):
+    """Caches, checkpoints and runs of earlier versions hold it."""
+    network = model.build(config.load_settings(None, resnet50(tree, "model.standardize=true")))
+    content = b"".join(array.tobytes() for array in network.get_weights())
+    assert model.weights_hash(network) == hashlib.sha256(content).hexdigest()
 
 
 def test_an_untrained_base_is_the_same_for_every_seed_and_the_head_is_not(tree):

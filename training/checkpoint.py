@@ -201,7 +201,7 @@ def load_into(network: keras.Model, path: Path) -> None:
         InputError: the file is missing, damaged or of another network, or was not written by `save`.
         OSError: the folder of temporary files is full; names it.
     """
-    _take_arrays(network, path, check(find(path)))
+    _take_arrays(network, path, check(path))
 
 
 def check(path: Path) -> dict:

@@ -93,11 +93,13 @@ def restore(trained: keras.Model, run: Path, first: int = 0) -> State:
         The state of the run; the initial state if no epoch was finished.
 
     Raises:
-        InputError: the state is that of another network.
+        InputError: the state is missing in a later phase, or is that of another network.
     """
     path = run / STATE
     if not path.is_file():
-        return State(first=first)
+        if first:
+            raise InputError(f"{path}: is missing, though epoch {first} was finished; start a new run")
+        return State()
     with _damage_named(path):
         record, arrays = _read_state(path)
         if record.first == first:
@@ -249,7 +251,7 @@ def reopen(run: Path, current: dict, settings: config.Settings) -> None:
 
 
 def _check_files(run: Path) -> None:
-    """Raises InputError where the state or the checkpoint, from which the run goes on, is missing or damaged."""
+    """Raises InputError where the state or the checkpoint, which the run needs to continue, is missing or damaged."""
     state, best = run / STATE, run / "best_model.keras"
     if state.is_file():
         with _damage_named(state):

@@ -55,6 +55,9 @@ def test_the_table_has_a_row_a_run_with_its_difference(evaluations, tmp_path, ca
     assert table.shared_patient.tolist() == [1, 1, 0] and table.shared_patient_valid.tolist() == [0.5] * 3
     printed = capsys.readouterr().out
     assert "made up" in printed and "0.8500" in printed
+    # Besides the two that are always printed, the leaks that there are.
+    shares = [name for name in printed.split() if name.startswith("shared_")]
+    assert shares == ["shared_image", "shared_slide", "shared_patient", "shared_patient_valid"]
     assert (tmp_path / "runs" / "comparison.png").stat().st_size > 5000
 
 

@@ -96,6 +96,7 @@ def test_a_finished_run_is_not_resumed(stopped):
     (lambda run: half(run / "best_model.keras"), [], "runs/half/best_model.keras: damaged"),
     (lambda run: half(run / "best_model.keras"), ["train.epochs=9"], "runs/half/best_model.keras: damaged"),
     (lambda run: (run / "state.npz").unlink(), [], "state.npz: is missing"),
+    (lambda run: (run / "state.npz").unlink(), ["train.epochs=9"], "state.npz: is missing"),
     (lambda run: np.savez_compressed(run / "state.npz", says="{}"), [], "its members are compressed"),
     (lambda run: (run / "state.npz").write_bytes(b"PK half"), [], "state.npz: damaged"),
     (lambda run: np.savez(run / "state.npz", says='{"epoch": 9, "first": 0, "best": 0.1, "history": []}'), [], "0 epochs, needed are 9"),
@@ -112,8 +113,18 @@ def test_what_cannot_be_resumed_is_refused(stopped, work, spoil, arguments, word
 
 def test_the_state_of_another_network_is_refused(stopped, work):
     np.savez(work / "runs/half/state.npz", says='{"epoch": 1, "first": 0, "best": 0.1, "history": [{}]}')
+    before = contents(work / "runs/half")
     with pytest.raises(InputError, match="state.npz: .*needed are .* arrays, got 0"):
         train.main(["--resume", "runs/half"])
+    # The record names the attempt.
+    after = contents(work / "runs/half")
+    assert {path.name for path in before if after[path] != before[path]} == {"environment.json"}
+    assert after.keys() == before.keys()
+
+
+def test_a_later_phase_does_not_begin_without_a_state(tmp_path):
+    with pytest.raises(InputError, match="state.npz: is missing, though epoch 2 was finished"):
+        resume.restore(None, tmp_path, first=2)
 
 
 def test_a_missing_run_is_refused_with_the_nearest_one(stopped):
