@@ -242,6 +242,8 @@ def _arrays_alone(path: Path) -> Iterator[Path]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing") from None
     except zipfile.BadZipFile:
         raise InputError(f"{path}: damaged, or no .keras file") from None
     except DAMAGE as error:

@@ -192,7 +192,7 @@ def test_the_second_phase_begins_from_the_best_checkpoint_and_takes_warped_image
 
 
 @pytest.mark.parametrize("spoil, overrides, words", [
-    (lambda path: path.unlink(), OTHER, "best_model.keras: .*No such file"),
+    (lambda path: path.unlink(), OTHER, "best_model.keras: is missing"),
     (lambda path: path.write_bytes(path.read_bytes()[:1000]), OTHER, "best_model.keras: damaged"),
     (lambda path: None, OTHER, "best_model.keras: damaged, or no checkpoint of this project"),
     (lambda path: checkpoint.amend(path, arrays_sha256="x"), [], "best_model.keras: .*its arrays are not those that were saved"),
